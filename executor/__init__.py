@@ -1,0 +1,1 @@
+"""Running a plan: the engine, its kernels, checkpoints and prompts."""

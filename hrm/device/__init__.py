@@ -1,0 +1,1 @@
+"""The seam to the machine: the `Backend` protocol and its implementations."""

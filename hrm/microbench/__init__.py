@@ -1,0 +1,1 @@
+"""The profiler: measures the roofs and ceilings of a machine through `hrm.device`."""

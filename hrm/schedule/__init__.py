@@ -1,0 +1,1 @@
+"""Schedules: policies turned into ordered tasks, and what simulating them gives."""

@@ -1,0 +1,60 @@
+"""What is asked of the model: how many sequences, how long their prompts, how many tokens each generates."""
+
+from __future__ import annotations
+
+from hrm.errors import HrmError
+from hrm.records import record
+from hrm.units import Positive, PositiveInt
+
+__all__ = ["Workload"]
+
+
+@record
+class Workload:
+    """A job of sequences that each bring a prompt and generate `gen_len` tokens.
+
+    `prompt_lens` holds the real lengths where they are known (ascending); else mean and maximum describe them.
+    `num_sequences` is the size of the job; None means as many as the batch takes.
+    """
+
+    mean_prompt_len: Positive
+    max_prompt_len: PositiveInt
+    gen_len: PositiveInt
+    num_sequences: PositiveInt | None = None
+    prompt_lens: tuple[PositiveInt, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a maximum below the mean."""
+        if self.max_prompt_len < self.mean_prompt_len:
+            raise HrmError(
+                f"--max-prompt-len {self.max_prompt_len}: smaller than the mean prompt length "
+                f"{self.mean_prompt_len:g} (raise it)"
+            )
+
+    @classmethod
+    def from_prompt_lens(cls, prompt_lens: tuple[int, ...], gen_len: int) -> Workload:
+        """Describe a job by the lengths of its prompts, in tokens."""
+        lens = tuple(sorted(prompt_lens))
+        return cls(
+            mean_prompt_len=sum(lens) / len(lens),
+            max_prompt_len=lens[-1],
+            gen_len=gen_len,
+            num_sequences=len(lens),
+            prompt_lens=lens,
+        )
+
+    @property
+    def max_context_len(self) -> int:
+        """Tokens in the KV cache of the longest sequence when it ends (the last token made is never cached)."""
+        return self.max_prompt_len + self.gen_len - 1
+
+    @property
+    def mean_decode_context_len(self) -> float:
+        """Tokens attended to per sequence, averaged over the decode steps and over the sequences."""
+        return self.mean_prompt_len + self.gen_len / 2
+
+    def longest_prompts_tokens(self, count: int) -> int:
+        """Tokens of the `count` longest prompts together: the worst micro-batch of that many sequences."""
+        if self.prompt_lens is None:
+            return count * self.max_prompt_len
+        return sum(self.prompt_lens[-count:])

@@ -1,0 +1,1 @@
+"""Which policy to run: the search over policies."""
