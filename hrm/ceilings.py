@@ -68,4 +68,4 @@ def _interpolate(points: tuple[float, ...] | tuple[int, ...], values: tuple[floa
     low, high = points[right - 1], points[right]
     share = math.log(at / low) / math.log(high / low)
     first, second = values[right - 1], max(values[right - 1], values[right])
-    return first * (second / first) ** share
+    return float(first * (second / first) ** share)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from hrm.errors import FileError, SchemaError
 
@@ -41,7 +41,7 @@ def to_plain(value: Any) -> Any:
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -60,9 +60,10 @@ def from_plain(kind: type[T], data: Any, *, where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_json(json.dumps(data, default=str))
+        built: T = _adapter(cast(Any, kind)).validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise SchemaError(_first_problem(error, where)) from None
+    return built
 
 
 def _first_problem(error: ValidationError, where: str) -> str:

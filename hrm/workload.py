@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hrm.errors import HrmError
 from hrm.records import record
 from hrm.units import Positive, PositiveInt
@@ -44,6 +46,16 @@ class Workload:
         )
 
     @property
+    def mean_square_prompt_len(self) -> float:
+        """Mean of the squared prompt lengths, which causal attention grows with.
+
+        Where only mean and maximum are known, that of an exponential law, 2·mean², but no more than mean·max.
+        """
+        if self.prompt_lens is None:
+            return self.mean_prompt_len * min(2 * self.mean_prompt_len, float(self.max_prompt_len))
+        return sum(length**2 for length in self.prompt_lens) / len(self.prompt_lens)
+
+    @property
     def max_context_len(self) -> int:
         """Tokens in the KV cache of the longest sequence when it ends (the last token made is never cached)."""
         return self.max_prompt_len + self.gen_len - 1
@@ -53,8 +65,10 @@ class Workload:
         """Tokens attended to per sequence, averaged over the decode steps and over the sequences."""
         return self.mean_prompt_len + self.gen_len / 2
 
-    def longest_prompts_tokens(self, count: int) -> int:
-        """Tokens of the `count` longest prompts together: the worst micro-batch of that many sequences."""
-        if self.prompt_lens is None:
-            return count * self.max_prompt_len
-        return sum(self.prompt_lens[-count:])
+    def prompt_tokens(self, count: int) -> int:
+        """Return what the prompts of `count` sequences hold at most, when the engine deals prompts out evenly.
+
+        Prompts are dealt by length, back and forth, so that no wave and no micro-batch gets more than its average share
+        and one longest prompt on top.
+        """
+        return min(math.ceil(count * self.mean_prompt_len) + self.max_prompt_len, count * self.max_prompt_len)

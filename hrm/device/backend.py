@@ -20,8 +20,13 @@ __all__ = ["Backend", "Event", "Stream"]
 class Event(Protocol):
     """The end of one submitted piece of work. Times are `time.perf_counter()` seconds, valid once it has ended."""
 
-    started_s: float
-    ended_s: float
+    @property
+    def started_s(self) -> float:
+        """When the work began."""
+
+    @property
+    def ended_s(self) -> float:
+        """When the work ended."""
 
     def wait(self) -> None:
         """Block the calling thread until the work has ended; raises what the work raised."""

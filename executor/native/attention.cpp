@@ -1,0 +1,278 @@
+// Decode attention on the CPU: one query token per sequence over a cache of keys and values, grouped query heads.
+//
+// A plain C interface for ctypes: no Python, torch or OpenMP, so the caller's interpreter lock is released during a call
+// and no second thread pool competes with torch's. `attention_kernel.h` holds the kernel; this file compiles it for each
+// instruction set, picks one at run time and shares the (sequence, KV head) pairs out over threads.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define HRM_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Mirrored field by field in __init__.py; change the version there and here when it changes.
+constexpr int32_t kInterfaceVersion = 1;
+
+struct HrmAttention {
+    const void* query;  // [batch, num_query_heads, head_dim]
+    void* keys;         // flat; sequence i owns [num_kv_heads, capacities[i], head_dim] from element offsets[i]
+    void* values;       // as keys
+    void* out;          // as query
+    const int64_t* offsets;
+    const int64_t* capacities;  // tokens
+    const int64_t* lengths;     // tokens that are valid
+    int64_t batch;
+    int64_t num_query_heads;
+    int64_t num_kv_heads;
+    int64_t head_dim;
+    int64_t buffer_elements;  // of keys, and of values
+    int32_t query_is_bfloat16;
+    int32_t cache_is_bfloat16;
+};
+
+namespace {
+
+enum Path { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum Result { kDone = 0, kPathMissing = 1, kLengthBeyondCapacity = 2, kBlockOutsideBuffer = 3, kNoMemory = 4 };
+
+constexpr int kBlockTokens = 256;
+
+struct Shape {
+    int group;         // query heads per KV head
+    int head_dim;
+    int pad;           // head_dim rounded up to the widest unit
+    int block_tokens;  // a multiple of 16, at most kBlockTokens
+    float scale;       // log2(e) / sqrt(head_dim): weights are powers of two
+};
+
+struct Block {
+    const float* weights;     // [token][lane]
+    const float* correction;  // [lane]
+    float* sums;              // [head][pad]
+    int pad;
+    const char* upcoming;
+};
+
+struct Scratch {
+    float *query, *sums, *running;
+};
+
+inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float float_of(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+inline uint16_t bfloat16_of(float value) {
+    const uint32_t bits = bits_of(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+inline float read(const void* from, int64_t at, bool is_bfloat16) {
+    if (is_bfloat16) return float_of(static_cast<uint32_t>(static_cast<const uint16_t*>(from)[at]) << 16);
+    return static_cast<const float*>(from)[at];
+}
+
+inline void write(void* to, int64_t at, bool is_bfloat16, float value) {
+    if (is_bfloat16)
+        static_cast<uint16_t*>(to)[at] = bfloat16_of(value);
+    else
+        static_cast<float*>(to)[at] = value;
+}
+
+#ifndef PVPF
+#define PVPF 1
+#endif
+#ifndef PVDIST
+#define PVDIST 0
+#endif
+#ifndef HINT
+#define HINT 3
+#endif
+#ifndef KDIST
+#define KDIST 0
+#endif
+#ifndef VDIST
+#define VDIST 0
+#endif
+#ifndef TOUCH
+#define TOUCH 0
+#endif
+#ifndef BLOCKB
+#define BLOCKB 8192
+#endif
+template <class Element>
+inline void prefetch(const Element* row, const Element* values, const Element* keys, int first, int tokens, const Shape& shape) {
+    const int64_t bytes = static_cast<int64_t>(tokens) * shape.head_dim * sizeof(Element);
+    const char* v = reinterpret_cast<const char*>(values + static_cast<int64_t>(first) * shape.head_dim)+(VDIST);
+    const char* k = reinterpret_cast<const char*>(row)+(KDIST);
+    (void)keys;
+    if (TOUCH == 2) {
+      if (first == 0) {
+        const char* kk = reinterpret_cast<const char*>(keys);
+        const int64_t all = (int64_t)shape.block_tokens * shape.head_dim * sizeof(Element);
+        for (int64_t at = 0; at < all; at += 64) { float x = *(const float*)(kk+at); asm volatile(""::"x"(x)); }
+      }
+      return;
+    }
+    for (int64_t at = 0; at < bytes; at += 64) {
+        if ((VDIST)>=0) { if (TOUCH) { float x = *(const float*)(v+at); asm volatile(""::"x"(x)); } else __builtin_prefetch(v + at,0,HINT);}
+        if ((KDIST)>0) __builtin_prefetch(k + at,0,HINT);
+    }
+}
+
+#if defined(KEEP)
+#define HRM_KEEP(x) asm("" : "+v"(x))
+#else
+#define HRM_KEEP(x)
+#endif
+#define HRM_NAMESPACE portable
+#define HRM_WIDTH 4
+#define HRM_TARGET
+#include "attention_kernel.h"
+
+#if defined(__x86_64__)
+#define HRM_NAMESPACE avx2
+#define HRM_WIDTH 8
+#define HRM_TARGET __attribute__((target("avx2,fma")))
+#include "attention_kernel.h"
+
+#define HRM_NAMESPACE avx512
+#define HRM_WIDTH 16
+#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
+#include "attention_kernel.h"
+
+#define HRM_NAMESPACE avx512_bf16
+#define HRM_WIDTH 16
+#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define HRM_BF16_DOT
+#include "attention_kernel.h"
+#endif
+
+using Attend = void (*)(const HrmAttention&, const Shape&, int64_t, int64_t, Scratch&);
+
+bool has(int path) {
+    if (path == kPortable) return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (path == kAvx2) return avx2;
+    if (path == kAvx512) return avx512;
+    if (path == kAvx512Bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+    return false;
+}
+
+Attend kernel_for(const HrmAttention& job, int path) {
+    const bool narrow = job.cache_is_bfloat16;
+#if defined(__x86_64__)
+    // A float32 query would lose digits in a bfloat16 dot product.
+    if (path == kAvx512Bf16 && narrow && job.query_is_bfloat16) return avx512_bf16::attend<avx512_bf16::Dot>;
+    if (path == kAvx512Bf16 || path == kAvx512)
+        return narrow ? avx512::attend<avx512::Widening<avx512::Bfloat16Cache>>
+                      : avx512::attend<avx512::Widening<avx512::Float32Cache>>;
+    if (path == kAvx2)
+        return narrow ? avx2::attend<avx2::Widening<avx2::Bfloat16Cache>>
+                      : avx2::attend<avx2::Widening<avx2::Float32Cache>>;
+#endif
+    (void)path;
+    return narrow ? portable::attend<portable::Widening<portable::Bfloat16Cache>>
+                  : portable::attend<portable::Widening<portable::Float32Cache>>;
+}
+
+int check(const HrmAttention& job, int64_t new_tokens) {
+    for (int64_t i = 0; i < job.batch; ++i) {
+        if (job.lengths[i] < 0 || job.lengths[i] + new_tokens > job.capacities[i]) return kLengthBeyondCapacity;
+        const int64_t end = job.offsets[i] + job.num_kv_heads * job.capacities[i] * job.head_dim;
+        if (job.offsets[i] < 0 || end > job.buffer_elements) return kBlockOutsideBuffer;
+    }
+    return kDone;
+}
+
+Shape shape_of(const HrmAttention& job) {
+    Shape shape;
+    shape.group = static_cast<int>(job.num_query_heads / job.num_kv_heads);
+    shape.head_dim = static_cast<int>(job.head_dim);
+    shape.pad = (shape.head_dim + 31) / 32 * 32;
+    const int row_bytes = shape.head_dim * (job.cache_is_bfloat16 ? 2 : 4);
+    shape.block_tokens = std::min(std::max(BLOCKB / row_bytes / 8 * 8, 8), kBlockTokens);
+    shape.scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(shape.head_dim)));
+    return shape;
+}
+
+}  // namespace
+
+HRM_EXPORT int32_t hrm_interface_version() { return kInterfaceVersion; }
+
+HRM_EXPORT int32_t hrm_has_path(int32_t path) { return has(path); }
+
+HRM_EXPORT int32_t hrm_decode_attention(const HrmAttention* job, int32_t path, int32_t num_threads) {
+    if (!has(path)) return kPathMissing;
+    if (const int wrong = check(*job, 0)) return wrong;
+    const Shape shape = shape_of(*job);
+    const Attend attend = kernel_for(*job, path);
+    const int64_t num_items = job->batch * job->num_kv_heads;
+    const int64_t num_workers = std::max<int64_t>(std::min<int64_t>(num_threads, num_items), 1);
+
+    // Per worker: queries and sums [group][pad], and two vectors of at most 16 floats per four heads.
+    const size_t rows = static_cast<size_t>(shape.group) * shape.pad;
+    const size_t running = static_cast<size_t>(shape.group + 3) / 4 * 32;
+    const size_t floats = 2 * rows + running;  // every part is a multiple of 128 bytes, hence aligned for any vector
+    float* memory = static_cast<float*>(std::aligned_alloc(128, floats * num_workers * sizeof(float)));
+    if (memory == nullptr) return kNoMemory;
+
+    std::atomic<int64_t> next{0};
+    const auto work = [&](int64_t worker) {
+        float* mine = memory + worker * floats;
+        Scratch scratch{mine, mine + rows, mine + 2 * rows};
+        for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < num_items;)
+            attend(*job, shape, item / job->num_kv_heads, item % job->num_kv_heads, scratch);
+    };
+    std::vector<std::thread> others;
+    try {
+        for (int64_t worker = 1; worker < num_workers; ++worker) others.emplace_back(work, worker);
+    } catch (const std::system_error&) {
+        // No more threads to be had: those that started, and this one, do the work.
+    }
+    work(0);
+    for (std::thread& other : others) other.join();
+    std::free(memory);
+    return kDone;
+}
+
+// Writes one new token per sequence, [batch, num_kv_heads, head_dim] of the query's dtype, behind its valid tokens.
+HRM_EXPORT int32_t hrm_append_kv(const HrmAttention* job, const void* new_keys, const void* new_values) {
+    if (const int wrong = check(*job, 1)) return wrong;
+    const int64_t dim = job->head_dim;
+    for (int64_t i = 0; i < job->batch; ++i)
+        for (int64_t head = 0; head < job->num_kv_heads; ++head) {
+            const int64_t from = (i * job->num_kv_heads + head) * dim;
+            const int64_t to = job->offsets[i] + (head * job->capacities[i] + job->lengths[i]) * dim;
+            for (int64_t at = 0; at < dim; ++at) {
+                write(job->keys, to + at, job->cache_is_bfloat16, read(new_keys, from + at, job->query_is_bfloat16));
+                write(job->values, to + at, job->cache_is_bfloat16, read(new_values, from + at, job->query_is_bfloat16));
+            }
+        }
+    return kDone;
+}

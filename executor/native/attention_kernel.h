@@ -1,0 +1,429 @@
+// Decode attention of one (sequence, KV head) for all the query heads that share it; included once per instruction set.
+//
+// The including file defines
+//   HRM_NAMESPACE  the name of the path
+//   HRM_WIDTH      floats per vector: 4, 8 or 16
+//   HRM_TARGET     the function attribute that lets the compiler use the path's instructions
+//   HRM_BF16_DOT   optional: also make the kernel on AVX512-BF16 dot products
+//
+// K and V stream from memory once: a block of tokens (a few KiB, so that it stays in L1) is scored against every query
+// head of the group, a few heads at a time in registers, then its V rows are added under the new weights, with a running
+// maximum and sum per head (online softmax). Arithmetic is float32.
+//
+// A cached row is read in units of two vectors (2 * W elements). A bfloat16 unit is widened by a shift and a mask, which
+// leaves even elements in the first vector and odd ones in the second; queries and sums are kept in that order, so that
+// nothing is shuffled per token. `slot` gives the place of an element within its unit.
+
+namespace HRM_NAMESPACE {
+
+constexpr int W = HRM_WIDTH;
+constexpr int kUnit = 2 * W;
+
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+typedef float LooseVec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint32_t LooseBits __attribute__((vector_size(4 * W), aligned(2), may_alias));
+
+// Scores and weights lie as [token][lane]: `lanes` is the number of heads at once rounded up to a power of two, so that a
+// vector holds whole tokens.
+constexpr int lanes(int heads) { return heads == 3 ? 4 : heads; }
+
+HRM_TARGET inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// 2 ** x for x <= 0; 2 ** -126 below. Relative error under 2e-7 (degree 6 on [-0.5, 0.5]).
+HRM_TARGET inline Vec exp2_of(Vec x) {
+    const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2 ** 23: adding it rounds to an integer in the low bits
+    x = larger(x, Vec{} - 126.0f);
+    const Vec shifted = x + magic;
+    const Vec f = x - (shifted - magic);
+    Vec y = f * 1.535336188319500e-4f + 1.339887440266574e-3f;
+    y = y * f + 9.618437357674640e-3f;
+    y = y * f + 5.550332471162809e-2f;
+    y = y * f + 2.402264791363012e-1f;
+    y = y * f + 6.931472028550421e-1f;
+    y = y * f + 1.0f;
+    return (Vec)((Bits)y + ((Bits)shifted << 23));
+}
+
+// W vectors -> one vector of their sums, in order.
+HRM_TARGET inline Vec sum_each(const Vec* v) {
+#if HRM_WIDTH == 8
+#define HRM_PAIR(a, b) (_mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xDD))
+    const Vec low = HRM_PAIR(HRM_PAIR(v[0], v[1]), HRM_PAIR(v[2], v[3]));
+    const Vec high = HRM_PAIR(HRM_PAIR(v[4], v[5]), HRM_PAIR(v[6], v[7]));
+#undef HRM_PAIR
+    return _mm256_permute2f128_ps(low, high, 0x20) + _mm256_permute2f128_ps(low, high, 0x31);
+#elif HRM_WIDTH == 16
+#define HRM_PAIR(a, b) (_mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xDD))
+#define HRM_FOUR(a, b) (_mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xDD))
+    const Vec first = HRM_PAIR(HRM_PAIR(v[0], v[1]), HRM_PAIR(v[2], v[3]));
+    const Vec second = HRM_PAIR(HRM_PAIR(v[4], v[5]), HRM_PAIR(v[6], v[7]));
+    const Vec third = HRM_PAIR(HRM_PAIR(v[8], v[9]), HRM_PAIR(v[10], v[11]));
+    const Vec fourth = HRM_PAIR(HRM_PAIR(v[12], v[13]), HRM_PAIR(v[14], v[15]));
+    const Vec low = HRM_FOUR(first, second);
+    const Vec high = HRM_FOUR(third, fourth);
+    return HRM_FOUR(low, high);
+#undef HRM_PAIR
+#undef HRM_FOUR
+#else
+    Vec sums;
+    for (int i = 0; i < W; ++i) {
+        float sum = 0.0f;
+        for (int j = 0; j < W; ++j) sum += v[i][j];
+        sums[i] = sum;
+    }
+    return sums;
+#endif
+}
+
+struct Float32Cache {
+    using Element = float;
+    HRM_TARGET static void load(const float* from, Vec& first, Vec& second) {
+        first = *reinterpret_cast<const LooseVec*>(from);
+        second = *reinterpret_cast<const LooseVec*>(from + W);
+    }
+    static int slot(int element) { return element; }
+};
+
+struct Bfloat16Cache {
+    using Element = uint16_t;
+    HRM_TARGET static void load(const uint16_t* from, Vec& first, Vec& second) {
+        const Bits bits = *reinterpret_cast<const LooseBits*>(from);
+        first = (Vec)(bits << 16);
+        second = (Vec)(bits & 0xffff0000u);
+    }
+    static int slot(int element) { return (element & 1) * W + element / 2; }
+};
+
+// The kernel on float32 multiply-adds, for either cache.
+template <class Cache>
+struct Widening {
+    using Element = typename Cache::Element;
+    using Query = float;
+    static constexpr bool kRoundsWeights = false;
+    static Query query_of(float value) { return value; }
+    static int query_slot(int element) { return Cache::slot(element); }
+    static int sum_slot(int element) { return Cache::slot(element); }
+
+    template <bool kPartial>
+    HRM_TARGET static void load(const Element* from, int valid, Vec& first, Vec& second) {
+        if (kPartial) {
+            Element padded[kUnit] = {};
+            std::memcpy(padded, from, valid * sizeof(Element));
+            Cache::load(padded, first, second);
+        } else {
+            Cache::load(from, first, second);
+        }
+    }
+
+    // Adds one unit of q . k to acc[token][head].
+    template <int kHeads, bool kPartial>
+    HRM_TARGET static void score_unit(const Element* const* rows, int at, int valid, const float* query, int pad, Vec* acc) {
+        constexpr int kLanes = lanes(kHeads), kTokens = W / kLanes;
+        if (kHeads <= 2) {
+#pragma GCC unroll 16
+            for (int t = 0; t < kTokens; ++t) {
+                Vec first, second;
+                load<kPartial>(rows[t] + at, valid, first, second);
+#pragma GCC unroll 4
+                for (int g = 0; g < kHeads; ++g) {
+                    const Vec* q = reinterpret_cast<const Vec*>(query + g * pad + at);
+                    acc[t * kLanes + g] += first * q[0];
+                    acc[t * kLanes + g] += second * q[1];
+                }
+            }
+            return;
+        }
+        Vec first[kTokens], second[kTokens];
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) load<kPartial>(rows[t] + at, valid, first[t], second[t]);
+#pragma GCC unroll 4
+        for (int g = 0; g < kHeads; ++g) {
+            Vec q = *reinterpret_cast<const Vec*>(query + g * pad + at);
+            HRM_KEEP(q);
+#pragma GCC unroll 16
+            for (int t = 0; t < kTokens; ++t) acc[t * kLanes + g] += first[t] * q;
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < kHeads; ++g) {
+            Vec q = *reinterpret_cast<const Vec*>(query + g * pad + at + W);
+            HRM_KEEP(q);
+#pragma GCC unroll 16
+            for (int t = 0; t < kTokens; ++t) acc[t * kLanes + g] += second[t] * q;
+        }
+    }
+
+    // One vector of scores: W / lanes tokens against kHeads heads.
+    template <int kHeads>
+    HRM_TARGET static Vec score_tile(const Element* const* rows, const Shape& shape, const float* query) {
+        Vec acc[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) acc[i] = Vec{};
+        const int whole = shape.head_dim / kUnit * kUnit;
+        for (int at = 0; at < whole; at += kUnit) score_unit<kHeads, false>(rows, at, kUnit, query, shape.pad, acc);
+        if (whole < shape.head_dim)
+            score_unit<kHeads, true>(rows, whole, shape.head_dim - whole, query, shape.pad, acc);
+        return sum_each(acc);
+    }
+
+    static void pack_weights(float*, int, int) {}
+
+    // sums[head] = sums[head] * correction[head] + weights . V, for kUnits units of the row.
+    template <int kHeads, int kUnits, bool kPartial>
+    HRM_TARGET static void add_units(const Element* values, int stride, int count, int valid, const Block& block) {
+        constexpr int kLanes = lanes(kHeads);
+        Vec acc[kHeads][2 * kUnits];
+#pragma GCC unroll 4
+        for (int g = 0; g < kHeads; ++g)
+#pragma GCC unroll 8
+            for (int u = 0; u < 2 * kUnits; ++u)
+                acc[g][u] = reinterpret_cast<const Vec*>(block.sums + g * block.pad)[u] * block.correction[g];
+        const char* upcoming = block.upcoming;
+#pragma GCC unroll 2
+        for (int t = 0; t < count; ++t, values += stride) {
+            if (PVPF) {
+                constexpr int kB = kUnits * kUnit * (int)sizeof(Element);
+                if (kB >= 64 || (t & 1) == 0) {
+                for (int b = 0; b < kB; b += 64) __builtin_prefetch(upcoming + b, 0, HINT);
+                upcoming += kB >= 64 ? kB : 64;
+                }
+            }
+            Vec v[2 * kUnits];
+#pragma GCC unroll 4
+            for (int u = 0; u < kUnits; ++u) load<kPartial>(values + u * kUnit, valid, v[2 * u], v[2 * u + 1]);
+#pragma GCC unroll 4
+            for (int g = 0; g < kHeads; ++g) {
+                const float weight = block.weights[t * kLanes + g];
+#pragma GCC unroll 8
+                for (int u = 0; u < 2 * kUnits; ++u) acc[g][u] += v[u] * weight;
+            }
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < kHeads; ++g)
+#pragma GCC unroll 8
+            for (int u = 0; u < 2 * kUnits; ++u) reinterpret_cast<Vec*>(block.sums + g * block.pad)[u] = acc[g][u];
+    }
+};
+
+#ifdef HRM_BF16_DOT
+// The kernel on bfloat16 dot products: both operands stay bfloat16, sums are float32. V is taken two tokens at a time,
+// interleaved by unpacking, with the weights of the two tokens (rounded to bfloat16) in one 32-bit lane.
+struct Dot {
+    using Element = uint16_t;
+    using Query = uint16_t;
+    static constexpr bool kRoundsWeights = true;
+    static Query query_of(float value) { return bfloat16_of(value); }
+    static int query_slot(int element) { return element; }
+    // Unpacking works within 128-bit lanes: elements 0-3 of each eight go to the first vector, 4-7 to the second.
+    static int sum_slot(int element) { return (element & 4) / 4 * W + element / 8 * 4 + (element & 3); }
+
+    template <bool kPartial>
+    HRM_TARGET static __m512i load(const uint16_t* from, int valid) {
+        if (kPartial) return _mm512_maskz_loadu_epi16((1u << valid) - 1u, from);
+        return _mm512_loadu_si512(from);
+    }
+
+    template <int kHeads, bool kPartial>
+    HRM_TARGET static void score_unit(const uint16_t* const* rows, int at, int valid, const uint16_t* query, int pad, Vec* acc) {
+        constexpr int kLanes = lanes(kHeads), kTokens = W / kLanes;
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const __m512i k = load<kPartial>(rows[t] + at, valid);
+#pragma GCC unroll 4
+            for (int g = 0; g < kHeads; ++g) {
+                const __m512i q = _mm512_load_si512(query + g * pad + at);
+                acc[t * kLanes + g] = _mm512_dpbf16_ps(acc[t * kLanes + g], (__m512bh)k, (__m512bh)q);
+            }
+        }
+    }
+
+    template <int kHeads>
+    HRM_TARGET static Vec score_tile(const uint16_t* const* rows, const Shape& shape, const uint16_t* query) {
+        Vec acc[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) acc[i] = Vec{};
+        const int whole = shape.head_dim / kUnit * kUnit;
+        for (int at = 0; at < whole; at += kUnit) score_unit<kHeads, false>(rows, at, kUnit, query, shape.pad, acc);
+        if (whole < shape.head_dim)
+            score_unit<kHeads, true>(rows, whole, shape.head_dim - whole, query, shape.pad, acc);
+        return sum_each(acc);
+    }
+
+    // Makes one 32-bit lane of the weights of tokens 2i (low half) and 2i + 1 (high half), in place.
+    HRM_TARGET static void pack_weights(float* weights, int count, int num_lanes) {
+        uint32_t* pairs = reinterpret_cast<uint32_t*>(weights);
+        for (int t = 0; t < count; t += 2)
+            for (int g = 0; g < num_lanes; ++g)
+                pairs[t / 2 * num_lanes + g] = bits_of(weights[t * num_lanes + g]) >> 16 |
+                                               (bits_of(weights[(t + 1) * num_lanes + g]) & 0xffff0000u);
+    }
+
+    template <int kHeads, int kUnits, bool kPartial>
+    HRM_TARGET static void add_units(const uint16_t* values, int stride, int count, int valid, const Block& block) {
+        constexpr int kLanes = lanes(kHeads);
+        const uint32_t* pairs = reinterpret_cast<const uint32_t*>(block.weights);
+        Vec acc[kHeads][2 * kUnits];
+#pragma GCC unroll 4
+        for (int g = 0; g < kHeads; ++g)
+#pragma GCC unroll 8
+            for (int u = 0; u < 2 * kUnits; ++u)
+                acc[g][u] = reinterpret_cast<const Vec*>(block.sums + g * block.pad)[u] * block.correction[g];
+        for (int t = 0; t < count; t += 2, values += 2 * stride) {
+            // An odd last token is paired with itself under the padding's weight of 2 ** -126.
+            const uint16_t* next = t + 1 < count ? values + stride : values;
+            __m512i v[2 * kUnits];
+#pragma GCC unroll 4
+            for (int u = 0; u < kUnits; ++u) {
+                const __m512i even = load<kPartial>(values + u * kUnit, valid);
+                const __m512i odd = load<kPartial>(next + u * kUnit, valid);
+                v[2 * u] = _mm512_unpacklo_epi16(even, odd);
+                v[2 * u + 1] = _mm512_unpackhi_epi16(even, odd);
+            }
+#pragma GCC unroll 4
+            for (int g = 0; g < kHeads; ++g) {
+                const __m512i weight = _mm512_set1_epi32(static_cast<int>(pairs[t / 2 * kLanes + g]));
+#pragma GCC unroll 8
+                for (int u = 0; u < 2 * kUnits; ++u)
+                    acc[g][u] = _mm512_dpbf16_ps(acc[g][u], (__m512bh)v[u], (__m512bh)weight);
+            }
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < kHeads; ++g)
+#pragma GCC unroll 8
+            for (int u = 0; u < 2 * kUnits; ++u) reinterpret_cast<Vec*>(block.sums + g * block.pad)[u] = acc[g][u];
+    }
+};
+#endif
+
+// The largest of each head's lanes, in all of its lanes.
+HRM_TARGET inline Vec fold_larger(Vec v, int num_lanes) {
+#if HRM_WIDTH == 8
+    if (num_lanes <= 4) v = larger(v, _mm256_permute2f128_ps(v, v, 1));
+    if (num_lanes <= 2) v = larger(v, _mm256_permute_ps(v, 0x4e));
+    if (num_lanes <= 1) v = larger(v, _mm256_permute_ps(v, 0xb1));
+    return v;
+#endif
+    for (int i = num_lanes; i < W; ++i)
+        if (v[i] > v[i % num_lanes]) v[i % num_lanes] = v[i];
+    for (int i = num_lanes; i < W; ++i) v[i] = v[i % num_lanes];
+    return v;
+}
+
+// Scores -> weights in place; updates the running maximum and sum of each lane; returns what old sums are multiplied by.
+template <class Kernel>
+HRM_TARGET Vec weigh(Vec* scores, int num_vectors, int num_lanes, float scale, Vec* running) {
+    Vec maximum = scores[0];
+    for (int i = 1; i < num_vectors; ++i) maximum = larger(maximum, scores[i]);
+    maximum = larger(fold_larger(maximum, num_lanes) * scale, running[0]);
+    const Vec correction = exp2_of(running[0] - maximum);
+    Vec sum = running[1] * correction;
+    for (int i = 0; i < num_vectors; ++i) {
+        Vec weight = exp2_of(scores[i] * scale - maximum);
+        if (Kernel::kRoundsWeights) {
+            const Bits bits = (Bits)weight;
+            weight = (Vec)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+        }
+        scores[i] = weight;
+        sum += weight;
+    }
+    running[0] = maximum;
+    running[1] = sum;
+    return correction;
+}
+
+// One block of `count` tokens for kHeads query heads. `running` is the maximum and the sum of each lane.
+template <class Kernel, int kHeads>
+HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename Kernel::Element* values, int count,
+                          const Shape& shape, const typename Kernel::Query* query, float* sums, Vec* running,
+                          bool prefetch_next) {
+    using Element = typename Kernel::Element;
+    constexpr int kLanes = lanes(kHeads), kTokens = W / kLanes;
+    constexpr int kUnits = W == 16 ? (kHeads <= 2 ? 4 : 2) : (kHeads == 1 ? 4 : kHeads == 2 ? 2 : 1);
+    const int dim = shape.head_dim;
+    Vec scores[kBlockTokens * kLanes / W];
+    int filled = 0;
+    for (int first = 0; first < count; first += kTokens) {
+        const Element* rows[kTokens];
+        for (int t = 0; t < kTokens; ++t) rows[t] = keys + static_cast<int64_t>(std::min(first + t, count - 1)) * dim;
+        if (prefetch_next) prefetch(rows[0], values, keys, first, kTokens, shape);
+        scores[filled++] = Kernel::template score_tile<kHeads>(rows, shape, query);
+    }
+    float* lane = reinterpret_cast<float*>(scores);
+    for (int i = count * kLanes; i < filled * W; ++i) lane[i] = -INFINITY;
+    const Vec correction = weigh<Kernel>(scores, filled, kLanes, shape.scale, running);
+    Kernel::pack_weights(lane, count, kLanes);
+
+    Block block{lane, reinterpret_cast<const float*>(&correction), sums, shape.pad, reinterpret_cast<const char*>(keys + shape.block_tokens * dim) + (PVDIST)};
+    if (TOUCH == 2) {
+        const char* vv = reinterpret_cast<const char*>(values);
+        for (int at = 0; at < count * dim * (int)sizeof(Element); at += 64) { float x = *(const float*)(vv+at); asm volatile(""::"x"(x)); }
+    }
+    int at = 0;
+    for (; at + kUnits * kUnit <= dim; at += kUnits * kUnit, block.sums += kUnits * kUnit, block.upcoming += sizeof(Element)*kUnits*kUnit*count)
+        Kernel::template add_units<kHeads, kUnits, false>(values + at, dim, count, kUnit, block);
+    for (; at + kUnit <= dim; at += kUnit, block.sums += kUnit)
+        Kernel::template add_units<kHeads, 1, false>(values + at, dim, count, kUnit, block);
+    if (at < dim) Kernel::template add_units<kHeads, 1, true>(values + at, dim, count, dim - at, block);
+}
+
+// All the query heads of one (sequence, KV head).
+template <class Kernel>
+HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t sequence, int64_t kv_head, Scratch& scratch) {
+    using Element = typename Kernel::Element;
+    using Query = typename Kernel::Query;
+    const int group = shape.group, dim = shape.head_dim, pad = shape.pad;
+    const int64_t first_row = (sequence * job.num_query_heads + kv_head * group) * dim;
+    const int64_t start = job.offsets[sequence] + kv_head * job.capacities[sequence] * dim;
+    const Element* keys = static_cast<const Element*>(job.keys) + start;
+    const Element* values = static_cast<const Element*>(job.values) + start;
+    const int64_t length = job.lengths[sequence];
+
+    Query* query = reinterpret_cast<Query*>(scratch.query);
+    float* sums = scratch.sums;
+    Vec* running = reinterpret_cast<Vec*>(scratch.running);
+    std::memset(scratch.query, 0, sizeof(float) * group * pad);
+    std::memset(sums, 0, sizeof(float) * group * pad);
+    for (int g = 0; g < group; ++g)
+        for (int i = 0; i < dim; ++i)
+            query[g * pad + i / kUnit * kUnit + Kernel::query_slot(i % kUnit)] =
+                Kernel::query_of(read(job.query, first_row + g * dim + i, job.query_is_bfloat16));
+    for (int g = 0; g < group; g += 4) {
+        running[g / 2] = Vec{} - INFINITY;
+        running[g / 2 + 1] = Vec{};
+    }
+
+    for (int64_t first = 0; first < length; first += shape.block_tokens) {
+        const int count = static_cast<int>(std::min<int64_t>(shape.block_tokens, length - first));
+        const Element* k = keys + first * dim;
+        const Element* v = values + first * dim;
+        for (int g = 0; g < group; g += 4) {
+            const Query* q = query + g * pad;
+            float* s = sums + g * pad;
+            Vec* r = running + g / 2;
+            switch (std::min(group - g, 4)) {
+                case 1: add_block<Kernel, 1>(k, v, count, shape, q, s, r, g == 0); break;
+                case 2: add_block<Kernel, 2>(k, v, count, shape, q, s, r, g == 0); break;
+                case 3: add_block<Kernel, 3>(k, v, count, shape, q, s, r, g == 0); break;
+                default: add_block<Kernel, 4>(k, v, count, shape, q, s, r, g == 0); break;
+            }
+        }
+    }
+
+    for (int g = 0; g < group; ++g) {
+        const int num_lanes = lanes(std::min(group - g / 4 * 4, 4));
+        const Vec sum = running[g / 4 * 2 + 1];
+        float total = 0.0f;
+        for (int i = g % 4; i < W; i += num_lanes) total += sum[i];
+        const float inverse = length > 0 ? 1.0f / total : 0.0f;
+        for (int i = 0; i < dim; ++i)
+            write(job.out, first_row + g * dim + i, job.query_is_bfloat16,
+                  sums[g * pad + i / kUnit * kUnit + Kernel::sum_slot(i % kUnit)] * inverse);
+    }
+}
+
+}  // namespace HRM_NAMESPACE
+
+#undef HRM_NAMESPACE
+#undef HRM_WIDTH
+#undef HRM_TARGET
+#undef HRM_BF16_DOT

@@ -1,0 +1,6 @@
+"""`python -m hrm`."""
+
+from hrm.cli.main import main
+
+if __name__ == "__main__":
+    main()

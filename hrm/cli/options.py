@@ -1,0 +1,117 @@
+"""Options that several verbs share, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hrm.dtypes import DType
+from hrm.errors import HrmError
+
+if TYPE_CHECKING:
+    from hrm.model import ModelSpec
+    from hrm.workload import Workload
+
+__all__ = [
+    "GenLen",
+    "HardwareName",
+    "Json",
+    "KvDType",
+    "MaxPromptLen",
+    "ModelName",
+    "NumSequences",
+    "PromptLen",
+    "Prompts",
+    "RamLimit",
+    "TokenizerFolder",
+    "WeightDType",
+    "parse_bytes",
+    "workload_of",
+]
+
+ModelName = Annotated[str, typer.Option("--model", help="Bundled name, checkpoint folder or Hugging Face config.json.")]
+HardwareName = Annotated[str, typer.Option("--hardware", help="Bundled profile, alias, or profile YAML.")]
+PromptLen = Annotated[int | None, typer.Option("--prompt-len", min=1, help="Mean prompt length in tokens.")]
+MaxPromptLen = Annotated[int | None, typer.Option("--max-prompt-len", min=1, help="Longest prompt in tokens.")]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="Prompts as JSONL, instead of --prompt-len.")]
+TokenizerFolder = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Checkpoint folder that tokenizes --prompts.")
+]
+GenLen = Annotated[int, typer.Option("--gen-len", min=1, help="Tokens to generate per sequence.")]
+NumSequences = Annotated[int | None, typer.Option("--num-sequences", min=1, help="Sequences in the job.")]
+WeightDType = Annotated[DType | None, typer.Option("--weight-dtype", help="Format of weights; default the model's.")]
+KvDType = Annotated[DType | None, typer.Option("--kv-dtype", help="Format of the KV cache; default that of weights.")]
+RamLimit = Annotated[str | None, typer.Option("--ram-limit", help="Host memory to keep to, such as 12GiB.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Read a size such as `12GiB`, `800MB` or a plain number of bytes.
+
+    Raises
+    ------
+    HrmError
+        When the text is no such size.
+    """
+    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    unit = text.strip()[len(digits) :].lower()
+    try:
+        count = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        count = 0
+    if count < 1:
+        raise HrmError(f"{option}: {text!r} is no size (write bytes, or a number with KiB, MiB, GiB, kB, MB or GB)")
+    return count
+
+
+def workload_of(
+    model: ModelSpec,
+    *,
+    gen_len: int,
+    prompt_len: int | None,
+    max_prompt_len: int | None,
+    num_sequences: int | None,
+    prompts: Path | None,
+    tokenizer: Path | None,
+) -> Workload:
+    """Describe the job by lengths, or by a file of prompts and the tokenizer that reads them.
+
+    Raises
+    ------
+    HrmError
+        When both or neither are given, or the longest sequence exceeds what the model was made for.
+    """
+    from hrm.workload import Workload
+
+    if (prompt_len is None) == (prompts is None):
+        raise HrmError("--prompt-len, --prompts: give exactly one of them")
+    if prompts is not None:
+        workload = _workload_of_prompts(prompts, tokenizer, gen_len)
+    else:
+        assert prompt_len is not None
+        workload = Workload(
+            mean_prompt_len=float(prompt_len),
+            max_prompt_len=max_prompt_len or prompt_len,
+            gen_len=gen_len,
+            num_sequences=num_sequences,
+        )
+    if workload.max_context_len > model.max_position_embeddings:
+        raise HrmError(
+            f"--gen-len {gen_len}: with prompts up to {workload.max_prompt_len} tokens this exceeds the model's "
+            f"{model.max_position_embeddings} positions (shorten one)"
+        )
+    return workload
+
+
+def _workload_of_prompts(prompts: Path, tokenizer: Path | None, gen_len: int) -> Workload:
+    from executor.prompts import read_prompts
+    from hrm.workload import Workload
+
+    if tokenizer is None:
+        raise HrmError("--tokenizer: needed with --prompts (give the checkpoint folder)")
+    lens = tuple(len(prompt.tokens) for prompt in read_prompts(prompts, tokenizer))
+    return Workload.from_prompt_lens(lens, gen_len)

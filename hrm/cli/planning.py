@@ -1,0 +1,204 @@
+"""`hrm roofline`, `hrm solve` and `hrm predict`: from a machine and a model to a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hrm.cli import options
+from hrm.errors import HrmError
+from hrm.estimate import Fidelity
+from hrm.policy import Processor, Staging
+from hrm.schedule.task import Phase
+
+if TYPE_CHECKING:
+    from hrm.plan import Plan
+    from hrm.workload import Workload
+    from solver.space import Problem
+
+__all__ = ["predict", "roofline", "solve"]
+
+FidelityOption = Annotated[Fidelity, typer.Option("--fidelity", help="Which prediction to headline.")]
+StagingOption = Annotated[Staging, typer.Option("--staging", help="Where streamed weights lie in host memory.")]
+
+
+def roofline(
+    model: options.ModelName,
+    hardware: options.HardwareName,
+    phase: Annotated[Phase, typer.Option("--phase")] = Phase.DECODE,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="N.")] = 1024,
+    micro_batch_size: Annotated[int, typer.Option("--micro-batch-size", min=1, help="mu.")] = 128,
+    context_len: Annotated[int, typer.Option("--context-len", min=1, help="Tokens attended to, or prompt.")] = 512,
+    weight_dtype: options.WeightDType = None,
+    kv_dtype: options.KvDType = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Picture: .png or .svg.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Place each operator under the roofs of a machine: what binds it, and where to compute it."""
+    from hrm.hardware import load_profile
+    from hrm.model import load_model
+    from hrm.placement import place_operators
+    from hrm.report import show_json, show_roofline
+
+    spec, machine = load_model(model), load_profile(hardware)
+    if micro_batch_size > batch_size:
+        raise HrmError(f"--micro-batch-size {micro_batch_size}: exceeds --batch-size {batch_size} (lower it)")
+    placed = place_operators(
+        spec,
+        machine,
+        phase,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        context_len=context_len,
+        weight_dtype=weight_dtype or spec.dtype,
+        kv_dtype=kv_dtype or weight_dtype or spec.dtype,
+    )
+    if output is not None:
+        from hrm.plot import draw_roofline
+
+        draw_roofline(placed, output)
+    show_json(placed) if json else show_roofline(placed)
+
+
+def solve(
+    model: options.ModelName,
+    hardware: options.HardwareName,
+    gen_len: options.GenLen,
+    prompt_len: options.PromptLen = None,
+    max_prompt_len: options.MaxPromptLen = None,
+    num_sequences: options.NumSequences = None,
+    prompts: options.Prompts = None,
+    tokenizer: options.TokenizerFolder = None,
+    weight_dtype: options.WeightDType = None,
+    kv_dtype: options.KvDType = None,
+    staging: StagingOption = Staging.PINNED,
+    ram_limit: options.RamLimit = None,
+    fidelity: FidelityOption = Fidelity.CEILING,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Find the policy with the highest predicted throughput that fits in memory."""
+    from hrm.model import load_model
+    from solver.grid import solve as search
+
+    workload = options.workload_of(
+        load_model(model),
+        gen_len=gen_len,
+        prompt_len=prompt_len,
+        max_prompt_len=max_prompt_len,
+        num_sequences=num_sequences,
+        prompts=prompts,
+        tokenizer=tokenizer,
+    )
+    problem = _problem(model, hardware, workload, weight_dtype, kv_dtype, staging, ram_limit)
+    _deliver(search(problem, fidelity=fidelity), output, json=json)
+
+
+def predict(
+    model: options.ModelName,
+    hardware: options.HardwareName,
+    gen_len: options.GenLen,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="N: sequences in flight.")],
+    micro_batch_size: Annotated[int, typer.Option("--micro-batch-size", min=1, help="mu: sequences per launch.")],
+    prompt_len: options.PromptLen = None,
+    max_prompt_len: options.MaxPromptLen = None,
+    num_sequences: options.NumSequences = None,
+    prompts: options.Prompts = None,
+    tokenizer: options.TokenizerFolder = None,
+    weights_on_gpu: Annotated[float, typer.Option("--weights-on-gpu", min=0, max=1, help="r_w: whole experts.")] = 0.0,
+    attention_device: Annotated[Processor, typer.Option("--attention-device")] = Processor.CPU,
+    ffn_device: Annotated[Processor, typer.Option("--ffn-device")] = Processor.GPU,
+    pages_per_layer: Annotated[int | None, typer.Option("--pages-per-layer", min=1)] = None,
+    weight_dtype: options.WeightDType = None,
+    kv_dtype: options.KvDType = None,
+    staging: StagingOption = Staging.PINNED,
+    fidelity: FidelityOption = Fidelity.CEILING,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Predict a given policy: prefill, decode, throughput, and what binds."""
+    from hrm.model import load_model
+    from hrm.plan import PlanStatus
+    from hrm.policy import Policy, ScheduleName
+    from solver.grid import make_plan
+
+    workload = options.workload_of(
+        load_model(model),
+        gen_len=gen_len,
+        prompt_len=prompt_len,
+        max_prompt_len=max_prompt_len,
+        num_sequences=num_sequences,
+        prompts=prompts,
+        tokenizer=tokenizer,
+    )
+    problem = _problem(model, hardware, workload, weight_dtype, kv_dtype, staging, None)
+    policy = Policy(
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        attention_device=attention_device,
+        ffn_device=ffn_device,
+        resident_experts=_whole_experts(weights_on_gpu, problem.model.num_experts),
+        kv_on_gpu=1.0 if attention_device is Processor.GPU else 0.0,
+        schedule=ScheduleName.CGOPIPE if ffn_device is Processor.GPU else ScheduleName.HOST,
+        weight_dtype=problem.weight_dtype,
+        kv_dtype=problem.kv_dtype,
+        staging=staging,
+        pages_per_layer=pages_per_layer,
+    )
+    policy.check(problem.model)
+    _deliver(make_plan(problem, policy, PlanStatus.GIVEN, fidelity), output, json=json, short=problem.short_of(policy))
+
+
+def _whole_experts(fraction: float, num_experts: int) -> int:
+    count = round(fraction * num_experts)
+    if abs(count - fraction * num_experts) > 1e-6:
+        raise HrmError(
+            f"--weights-on-gpu {fraction}: only whole experts stay on the GPU "
+            f"(write a multiple of 1/{num_experts}, such as {count / num_experts:g})"
+        )
+    return count
+
+
+def _problem(
+    model: str,
+    hardware: str,
+    workload: Workload,
+    weight_dtype: options.WeightDType,
+    kv_dtype: options.KvDType,
+    staging: Staging,
+    ram_limit: str | None,
+) -> Problem:
+    from hrm.hardware import load_profile
+    from hrm.model import load_model
+    from solver.space import Problem
+
+    spec = load_model(model)
+    return Problem(
+        model=spec,
+        hardware=load_profile(hardware),
+        workload=workload,
+        weight_dtype=weight_dtype or spec.dtype,
+        kv_dtype=kv_dtype or weight_dtype or spec.dtype,
+        staging=staging,
+        ram_limit_bytes=options.parse_bytes(ram_limit, "--ram-limit") if ram_limit else None,
+    )
+
+
+def _deliver(plan: Plan, output: Path | None, *, json: bool, short: object = None) -> None:
+    """Show the plan, write it if asked, and fail when it does not fit."""
+    from hrm.errors import InfeasibleError
+    from hrm.plan import save_plan, summary
+    from hrm.report import show_json, show_plan
+
+    if json:
+        show_json(summary(plan) | ({"status": "infeasible", "short": str(short)} if short else {}))
+    else:
+        show_plan(plan)
+    if short is not None:
+        raise InfeasibleError(f"the policy does not fit: {short} (lower --batch-size, --weights-on-gpu or the dtype)")
+    if output is not None:
+        save_plan(output, plan)
+        if not json:
+            typer.echo(f"wrote {output}")

@@ -1,0 +1,153 @@
+"""A CUDA device through torch: real streams, events, page-locked memory. Thin, no logic of its own.
+
+Each lane is a worker thread, but on the device's lanes it only issues work to a CUDA stream and goes on: waiting for an
+event of the device is done by the device. Work outside the streams is not ordered with work in them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hrm.device.backend import Event
+from hrm.device.streams import StreamSet, WorkerStream, current_lane, physical_cores
+from hrm.errors import DeviceError, OutOfMemoryError
+from hrm.schedule.task import Lane
+
+__all__ = ["CudaBackend"]
+
+
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+
+
+class _Anchor:
+    """A moment known on both clocks: the device's, as an event, and the host's, in `perf_counter` seconds."""
+
+    def __init__(self) -> None:
+        self._event = _timed_event()
+        torch.cuda.synchronize()
+        self._event.record()
+        self._event.synchronize()
+        self._at_s = time.perf_counter()
+
+    def host_s(self, event: torch.cuda.Event) -> float:
+        """Translate an event that the device has passed to the host's clock."""
+        return self._at_s + 1e-3 * float(self._event.elapsed_time(event))
+
+
+class _IssuedEvent:
+    """Work issued to a CUDA stream: `issued` ends when the worker has issued it, `wait` when the device has done it."""
+
+    __slots__ = ("_anchor", "begin", "end", "issued")
+
+    issued: Event
+
+    def __init__(self, anchor: _Anchor) -> None:
+        self._anchor = anchor
+        self.begin = _timed_event()
+        self.end = _timed_event()
+
+    def wait(self) -> None:
+        """Block until the device has done the work; raises what issuing it raised."""
+        self.issued.wait()
+        self.end.synchronize()
+
+    @property
+    def started_s(self) -> float:
+        """When the device began; valid after `wait`."""
+        return self._anchor.host_s(self.begin)
+
+    @property
+    def ended_s(self) -> float:
+        """When the device ended; valid after `wait`."""
+        return self._anchor.host_s(self.end)
+
+
+class _DeviceStream:
+    """A device lane: a worker thread that issues work to one CUDA stream."""
+
+    def __init__(self, lane: Lane, device: torch.device, anchor: _Anchor) -> None:
+        self._worker = WorkerStream(lane)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._anchor = anchor
+
+    def submit(self, work: Callable[[], object], after: Sequence[Event] = ()) -> _IssuedEvent:
+        event = _IssuedEvent(self._anchor)
+
+        def issue() -> None:
+            for other in after:
+                if isinstance(other, _IssuedEvent):
+                    other.issued.wait()
+                    self._stream.wait_event(other.end)
+                else:
+                    other.wait()
+            with torch.cuda.stream(self._stream):
+                event.begin.record()
+                work()
+                event.end.record()
+
+        event.issued = self._worker.submit(issue)
+        return event
+
+    def close(self) -> None:
+        self._worker.close()
+        self._stream.synchronize()
+
+
+class CudaBackend:
+    """The CUDA device `cuda:INDEX` and the host beside it."""
+
+    def __init__(self, index: int = 0) -> None:
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise DeviceError(f"--device cuda:{index}: torch finds no such device (use --device none or emulated)")
+        self.name = "cuda"
+        self.device = torch.device("cuda", index)
+        torch.cuda.set_device(self.device)
+        self.memory_capacity_bytes = int(torch.cuda.get_device_properties(self.device).total_memory)
+        anchor = _Anchor()
+        device_lanes = (Lane.GPU, Lane.H2D, Lane.D2H)
+        self._device_streams = {lane: _DeviceStream(lane, self.device, anchor) for lane in device_lanes}
+        self._host_streams = StreamSet(self._make_host_stream)
+
+    def _make_host_stream(self, lane: Lane) -> WorkerStream:
+        return WorkerStream(lane, threads=physical_cores() if lane is Lane.CPU else 1)
+
+    @property
+    def memory_used_bytes(self) -> int:
+        """Device bytes allocated now."""
+        return torch.cuda.memory_allocated(self.device)
+
+    @property
+    def memory_peak_bytes(self) -> int:
+        """Device bytes allocated at most so far."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def stream(self, lane: Lane) -> WorkerStream | _DeviceStream:
+        """Return the stream of a lane."""
+        return self._device_streams.get(lane) or self._host_streams[lane]
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Allocate device memory. Keep it until the device has done all work on it: other streams may still use it."""
+        try:
+            return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(f"{self.device}: {str(error).splitlines()[0]}") from None
+
+    def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:
+        """Allocate host memory, page-locked if asked."""
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=pinned)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy over the link in the calling lane's CUDA stream."""
+        if current_lane() not in (Lane.H2D, Lane.D2H):
+            raise DeviceError(f"copy called from {current_lane() or 'no lane'}: call it on the h2d or d2h stream")
+        target.copy_(source, non_blocking=True)
+
+    def close(self) -> None:
+        """End the streams; further use is an error."""
+        self._host_streams.close()
+        for stream in self._device_streams.values():
+            stream.close()

@@ -1,0 +1,80 @@
+"""One profiling run: the backend measured, how thorough to be, and how much time is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+
+from hrm.device.backend import Backend
+from hrm.dtypes import DType
+from hrm.hardware import Measurement
+from hrm.microbench.measure import Timed, measure, on_lane, summary, warm_up
+from hrm.schedule.task import Lane
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+__all__ = ["TORCH_DTYPES", "Bench"]
+
+TORCH_DTYPES = {
+    DType.FLOAT32: torch.float32,
+    DType.BFLOAT16: torch.bfloat16,
+    DType.FLOAT16: torch.float16,
+}
+
+_QUICK_S, _THOROUGH_S = 13.0, 100.0
+"""Time a whole profile aims at; what is under way is finished, so the end comes a little later."""
+
+
+class Bench:
+    """The backend measured and the time left; `say` reports progress in short lines."""
+
+    def __init__(self, backend: Backend, *, quick: bool, progress: Callable[[str], None] | None = None) -> None:
+        self.backend = backend
+        self.quick = quick
+        self.rounds = 3 if quick else 7
+        self.case_s = 0.05 if quick else 0.2
+        """Longest that one repeat should take where its size can be chosen."""
+        self._deadline_s = time.perf_counter() + (_QUICK_S if quick else _THOROUGH_S)
+        self._progress = progress
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the profile should end; negative when it is late."""
+        return self._deadline_s - time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """Report what is measured next."""
+        if self._progress is not None:
+            self._progress(text)
+
+    def seconds(self, lane: Lane, work: Callable[[], object]) -> float:
+        """Estimate how long a piece of work takes on a lane: the second of two calls."""
+        once = on_lane(self.backend, lane, work)
+        once()
+        return once()
+
+    def times(self, lane: Lane, works: Mapping[K, Callable[[], object]]) -> dict[K, tuple[float, ...]]:
+        """Time pieces of work on a lane, one at a time, in turn."""
+        timed: dict[K, Timed] = {key: on_lane(self.backend, lane, work) for key, work in works.items()}
+        warm_up(timed)
+        return measure(timed, rounds=self.rounds, budget_s=self.rounds * 2 * self.case_s * len(works))
+
+    def rates(self, lane: Lane, cases: Mapping[K, tuple[float, Callable[[], object]]]) -> dict[K, Measurement]:
+        """Measure rates on a lane; each case is an amount (FLOP or bytes) and the work that does it."""
+        times = self.times(lane, {key: work for key, (_, work) in cases.items()})
+        return {key: summary([amount / seconds for seconds in times[key]]) for key, (amount, _) in cases.items()}
+
+    def made_for(self, lane: Lane, make: Callable[[torch.device], T]) -> T:
+        """Make operands for a processor's lane: on the device's own lane for `gpu`, else in the calling thread.
+
+        So the device's operands are ready for its lane, and a slowed host is not slow at what nobody times.
+        """
+        if lane is not Lane.GPU:
+            return make(torch.device("cpu"))
+        made: list[T] = []
+        self.backend.stream(lane).submit(lambda: made.append(make(self.backend.device))).wait()
+        return made[0]

@@ -1,0 +1,84 @@
+"""Contention: the share of its own rate that a lane keeps while the other lanes are busy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from hrm.device.backend import Event
+from hrm.dtypes import DType
+from hrm.microbench.bench import Bench
+from hrm.microbench.compute import product
+from hrm.microbench.links import copy_work
+from hrm.schedule.task import Lane
+from hrm.units import MIB
+
+__all__ = ["contention"]
+
+_READ_BYTES, _READ_CHUNKS = 32 * MIB, 8
+_COPY_BYTES = MIB // 2
+_GEMM_SIZE, _GEMM_ROWS = 1024, 128
+_ROUNDS = 3
+
+Work = Callable[[], object]
+
+
+def contention(bench: Bench) -> dict[str, float]:
+    """Measure, per lane, its median time alone over its median time while all lanes work: a share of at most 1.
+
+    The CPU lane reads host memory, the GPU lane multiplies matrices, the links copy. Alone and together alternate, so
+    that a slow spell of the machine meets both.
+    """
+    works = _lane_works(bench)
+    window_s = 0.15 if bench.quick else 0.5
+    counts = {lane: math.ceil(window_s / bench.seconds(lane, work)) for lane, work in works.items()}
+    alone: dict[Lane, list[float]] = {lane: [] for lane in works}
+    together: dict[Lane, list[float]] = {lane: [] for lane in works}
+    for _ in range(_ROUNDS):
+        for lane, work in works.items():
+            few = max(2, counts[lane] // 3)
+            alone[lane] += _durations(_run(bench, {lane: work}, {lane: few})[lane])
+        for lane, events in _overlapping(_run(bench, works, counts)).items():
+            together[lane] += _durations(events)
+    return {str(lane): min(1.0, statistics.median(alone[lane]) / statistics.median(together[lane])) for lane in works}
+
+
+def _lane_works(bench: Bench) -> dict[Lane, Work]:
+    buffer = torch.ones(_READ_CHUNKS, _READ_BYTES // 4)
+    chunks = itertools.cycle(buffer)
+    copy_bytes = min(_COPY_BYTES, bench.backend.memory_capacity_bytes // 8)
+    return {
+        Lane.CPU: lambda: next(chunks).sum(),
+        Lane.GPU: product(bench, Lane.GPU, DType.FLOAT32, _GEMM_SIZE, _GEMM_ROWS)[1],
+        Lane.H2D: copy_work(bench, Lane.H2D, copy_bytes),
+        Lane.D2H: copy_work(bench, Lane.D2H, copy_bytes),
+    }
+
+
+def _run(bench: Bench, works: Mapping[Lane, Work], counts: Mapping[Lane, int]) -> dict[Lane, list[Event]]:
+    """Do each lane's work so many times, all lanes at once, and wait for the end."""
+    events: dict[Lane, list[Event]] = {lane: [] for lane in works}
+    for lane, work in works.items():
+        events[lane] = [bench.backend.stream(lane).submit(work) for _ in range(counts[lane])]
+    for submitted in events.values():
+        submitted[-1].wait()
+    return events
+
+
+def _overlapping(events: Mapping[Lane, Sequence[Event]]) -> dict[Lane, Sequence[Event]]:
+    """Keep what began and ended while every lane was busy; all of a lane where that is nothing."""
+    begin_s = max(submitted[0].started_s for submitted in events.values())
+    end_s = min(submitted[-1].ended_s for submitted in events.values())
+    kept = {}
+    for lane, submitted in events.items():
+        inside = [event for event in submitted if event.started_s >= begin_s and event.ended_s <= end_s]
+        kept[lane] = inside or submitted
+    return kept
+
+
+def _durations(events: Sequence[Event]) -> list[float]:
+    return [event.ended_s - event.started_s for event in events]

@@ -1,0 +1,127 @@
+"""A plan: the policy, what it was made for, what it holds and how long it should take. What is in it is what runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from hrm.errors import SchemaError
+from hrm.files import from_plain, read_yaml, to_plain, write_yaml
+from hrm.hardware import EmulatedSpec, HardwareProfile
+from hrm.memory import DeviceLedger, Ledger, ledger
+from hrm.model import ModelSpec
+from hrm.policy import Policy, Processor
+from hrm.predict import Prediction
+from hrm.records import record
+from hrm.units import NonNegative, NonNegativeInt
+from hrm.workload import Workload
+
+__all__ = ["Machine", "Plan", "PlanStatus", "Search", "load_plan", "machine_of", "save_plan", "summary"]
+
+
+class PlanStatus(StrEnum):
+    """How the policy was found."""
+
+    OPTIMAL = "optimal"
+    """The best of the candidates searched."""
+    GIVEN = "given"
+    """The user named it; it was predicted, not searched."""
+
+
+@record
+class Machine:
+    """The machine a plan is for, as much as is needed to run it."""
+
+    name: str
+    device: Literal["none", "cuda", "emulated", "unspecified"]
+    emulated: EmulatedSpec | None = None
+
+
+@record
+class Search:
+    """How the policy was searched: candidates that were evaluated, those that fitted, and the seconds it took."""
+
+    method: str
+    candidates: NonNegativeInt
+    feasible: NonNegativeInt
+    solve_s: NonNegative
+
+
+@record
+class Plan:
+    """Policy + prediction + byte ledger + status."""
+
+    schema_version: Literal[1] = 1
+    status: PlanStatus
+    policy: Policy
+    machine: Machine
+    model: ModelSpec
+    workload: Workload
+    memory: Ledger
+    prediction: Prediction
+    search: Search | None = None
+
+
+def machine_of(hardware: HardwareProfile) -> Machine:
+    """Return the part of a profile that a plan carries."""
+    return Machine(name=hardware.name, device=hardware.device, emulated=hardware.emulated)
+
+
+def save_plan(path: str | Path, plan: Plan) -> None:
+    """Write a plan as YAML, atomically."""
+    write_yaml(path, plan)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan and check that it can be run as written.
+
+    Raises
+    ------
+    FileError
+        When the file is missing or breaks the schema.
+    PolicyError
+        When the policy cannot be run as written.
+    SchemaError
+        When the ledger is not the one that follows from the policy (the file was edited by hand).
+    """
+    plan = from_plain(Plan, read_yaml(path), where=str(path))
+    plan.policy.check(plan.model)
+    expected = to_plain(ledger(plan.policy, plan.model, plan.workload))
+    for device, classes in to_plain(plan.memory).items():
+        for name, count in classes.items():
+            if count != expected[device][name]:
+                raise SchemaError(
+                    f"{path}: memory.{device}.{name}: {count} does not follow from the policy, which needs "
+                    f"{expected[device][name]} (solve again instead of editing)"
+                )
+    return plan
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """Return the plan as the flat JSON document that `solve` and `predict` print."""
+    policy, model = plan.policy, plan.model
+    on_cpu = policy.ffn_device is Processor.CPU
+    derived = {
+        "num_micro_batches": policy.num_micro_batches,
+        "weights_on_gpu": policy.weights_on_gpu(model),
+        "experts_on_cpu": 1.0 if on_cpu else 0.0,
+    }
+    return {
+        "status": plan.status.value,
+        "policy": to_plain(policy) | derived,
+        "machine": plan.machine.name,
+        "model": model.name,
+        "fidelity": plan.prediction.fidelity.value,
+        **to_plain(plan.prediction.times),
+        "by_fidelity": to_plain(plan.prediction.by_fidelity),
+        "bottleneck": to_plain(plan.prediction.bottleneck),
+        "memory": {"gpu": _with_total(plan.memory.gpu), "cpu": _with_total(plan.memory.cpu)},
+        "search": to_plain(plan.search),
+        "solve_s": plan.search.solve_s if plan.search else None,
+    }
+
+
+def _with_total(device: DeviceLedger) -> dict[str, int]:
+    classes: dict[str, int] = to_plain(device)
+    return classes | {"total_bytes": device.total_bytes}

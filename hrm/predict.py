@@ -1,0 +1,170 @@
+"""Predicting a policy: prefill, decode and throughput at three fidelities, and what binds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from hrm.estimate import Fidelity, PassShape, decode_shape, prefill_shape
+from hrm.hardware import HardwareProfile
+from hrm.lanes import LaneWork, PassCosts, lane_work, pass_costs
+from hrm.model import ModelSpec
+from hrm.policy import Policy
+from hrm.records import record
+from hrm.roofline import Bound
+from hrm.schedule.catalog import build_schedule
+from hrm.schedule.simulate import simulate
+from hrm.schedule.task import Lane, Phase
+from hrm.workload import Workload
+
+__all__ = ["Bottleneck", "Prediction", "Times", "predict"]
+
+CONTEXT_SAMPLES = 4
+"""Decode steps evaluated between the first and the last; the growing context changes costs piecewise linearly."""
+
+
+@record
+class Bottleneck:
+    """The lane that sets the pace of a phase, the roof that sets the lane's, and how busy each lane is beside it."""
+
+    lane: Lane
+    bound: Bound
+    busy: dict[Lane, float]
+
+
+@record
+class Times:
+    """Predicted seconds and rates of a whole job.
+
+    `throughput` is generated tokens / (prefill + decode); `decode_throughput` counts the gen_len - 1 tokens a sequence
+    that decode makes, the first being prefill's.
+    """
+
+    prefill_s: float
+    decode_s: float
+    throughput_tokens_per_s: float
+    decode_throughput_tokens_per_s: float
+    prefill_throughput_tokens_per_s: float
+
+
+@record
+class Prediction:
+    """A policy's prediction: one set of times per fidelity, and the bottleneck of each phase at the chosen one."""
+
+    fidelity: Fidelity
+    by_fidelity: dict[Fidelity, Times]
+    bottleneck: dict[Phase, Bottleneck]
+
+    @property
+    def times(self) -> Times:
+        """The times at the chosen fidelity."""
+        return self.by_fidelity[self.fidelity]
+
+
+@record
+class _Wave:
+    prefill_s: float
+    decode_s: float
+    work: dict[Phase, LaneWork]
+
+
+def predict(
+    policy: Policy,
+    model: ModelSpec,
+    hardware: HardwareProfile,
+    workload: Workload,
+    *,
+    fidelity: Fidelity = Fidelity.CEILING,
+    fidelities: tuple[Fidelity, ...] = tuple(Fidelity),
+) -> Prediction:
+    """Predict a job under a policy, at each of `fidelities` (which must hold `fidelity`).
+
+    A job of more sequences than `batch_size` runs in waves, the last with what is left.
+    Simulating costs milliseconds and more; leave it out of `fidelities` in a search.
+    """
+    total = workload.num_sequences or policy.batch_size
+    by_fidelity, chosen = {}, None
+    for level in fidelities:
+        waves = [
+            (count, _wave(_resized(policy, batch), model, hardware, workload, level))
+            for batch, count in _wave_sizes(policy.batch_size, total)
+        ]
+        by_fidelity[level] = _times(waves, workload, total)
+        if level is fidelity:
+            chosen = waves[0][1]
+    assert chosen is not None, "fidelities must hold fidelity"
+    bottleneck = {phase: _bottleneck(work) for phase, work in chosen.work.items()}
+    return Prediction(fidelity=fidelity, by_fidelity=by_fidelity, bottleneck=bottleneck)
+
+
+def _wave_sizes(batch_size: int, total: int) -> list[tuple[int, int]]:
+    """Return (batch size, number of waves) for a job of `total` sequences."""
+    whole, rest = divmod(total, batch_size)
+    return [(batch, count) for batch, count in ((batch_size, whole), (rest, 1)) if batch and count]
+
+
+def _resized(policy: Policy, batch_size: int) -> Policy:
+    if batch_size == policy.batch_size:
+        return policy
+    return replace(policy, batch_size=batch_size, micro_batch_size=min(policy.micro_batch_size, batch_size))
+
+
+def _bottleneck(work: LaneWork) -> Bottleneck:
+    lane = work.bottleneck
+    busy = {name: seconds / work.lower_s for name, seconds in work.seconds.items()}
+    return Bottleneck(lane=lane, bound=work.bound[lane], busy=busy)
+
+
+def _times(waves: list[tuple[int, _Wave]], workload: Workload, total: int) -> Times:
+    prefill_s = sum(count * wave.prefill_s for count, wave in waves)
+    decode_s = sum(count * wave.decode_s for count, wave in waves)
+    return Times(
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        throughput_tokens_per_s=total * workload.gen_len / (prefill_s + decode_s),
+        decode_throughput_tokens_per_s=total * (workload.gen_len - 1) / decode_s if decode_s else 0.0,
+        prefill_throughput_tokens_per_s=total * workload.mean_prompt_len / prefill_s,
+    )
+
+
+def _wave(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workload: Workload, fidelity: Fidelity) -> _Wave:
+    """Predict one batch from its first task to its last token."""
+
+    def costs(shape_of: Callable[[float], PassShape]) -> PassCosts:
+        return pass_costs(policy, model, hardware, shape_of, fidelity)
+
+    prefill = costs(lambda sequences: prefill_shape(workload, sequences))
+    steps = workload.gen_len - 1
+    contexts = [workload.mean_prompt_len + 1 + step for step in _sampled_steps(steps)]
+    decode = [costs(lambda sequences, at=context: decode_shape(sequences, at)) for context in contexts]  # type: ignore[misc]
+    prefill_work = lane_work(prefill, policy, model, Phase.PREFILL)
+    decode_work = [lane_work(at, policy, model, Phase.DECODE) for at in decode]
+    work = {Phase.PREFILL: prefill_work}
+    if decode_work:
+        work[Phase.DECODE] = decode_work[len(decode_work) // 2]
+    if fidelity is Fidelity.SIMULATED:
+        prefill_s, step_s = _simulated(policy, model, prefill, decode)
+    else:
+        prefill_s, step_s = prefill_work.lower_s, [one.lower_s for one in decode_work]
+    decode_s = steps * sum(step_s) / len(step_s) if step_s else 0.0
+    return _Wave(prefill_s=prefill_s, decode_s=decode_s, work=work)
+
+
+def _sampled_steps(steps: int) -> list[float]:
+    """Return up to `CONTEXT_SAMPLES` decode steps at the middles of equal stretches, so that their mean is the mean."""
+    count = min(steps, CONTEXT_SAMPLES)
+    return [(index + 0.5) * steps / count - 0.5 for index in range(count)]
+
+
+def _simulated(
+    policy: Policy, model: ModelSpec, prefill: PassCosts, decode: list[PassCosts]
+) -> tuple[float, list[float]]:
+    """Simulate prefill and one decode pass per sampled step; a pass lasts from the end of the one before to its own.
+
+    Each sampled pass is simulated twice in a row and the second counts: the first still feels what came before.
+    """
+    schedule = build_schedule(policy, model)
+    passes = [(schedule.prefill, prefill.task_s)]
+    passes += [(schedule.decode, at.task_s) for at in decode for _ in range(2)]
+    ends = simulate(schedule.prologue, passes).pass_end_s
+    return ends[0], [ends[index + 2] - ends[index + 1] for index in range(0, 2 * len(decode), 2)]

@@ -1,0 +1,227 @@
+"""What the user sees: tables for people, one JSON document for programs, both from the same records."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hrm.files import to_plain
+from hrm.units import format_bytes, format_bytes_per_s, format_flop_per_s, format_s
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hrm.hardware import HardwareProfile, Rate
+    from hrm.placement import RooflineView
+    from hrm.plan import Plan
+    from hrm.predict import Bottleneck
+    from hrm.run_report import RunReport
+
+__all__ = [
+    "progress",
+    "show_json",
+    "show_lines",
+    "show_mapping",
+    "show_plan",
+    "show_profile",
+    "show_roofline",
+    "show_run",
+    "show_table",
+]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 120)
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(to_plain(value), indent=2) + "\n")
+
+
+def show_lines(lines: Sequence[str]) -> None:
+    """Print lines as they are."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def show_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that share their keys; the keys are the header."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ():
+        numeric = all(isinstance(row[name], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    _console().print(table)
+
+
+def show_mapping(title: str, values: Mapping[str, Any]) -> None:
+    """Print keys and values."""
+    show_table(title, [{"field": key, "value": str(value)} for key, value in values.items()])
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show what is being done while the block runs; call the yielded function with each new step."""
+    if quiet:
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda step: console.print(f"{title}: {step}")
+        return
+    with console.status(title) as status:
+        yield lambda step: status.update(f"{title}: {step}")
+
+
+def show_plan(plan: Plan) -> None:
+    """Print a plan: policy, memory, prediction, and what binds."""
+    policy, times = plan.policy, plan.prediction.by_fidelity
+    show_mapping(
+        f"plan: {plan.model.name} on {plan.machine.name}{_emulated(plan.machine.emulated)}",
+        {
+            "batch size N": policy.batch_size,
+            "micro-batch size": f"{policy.micro_batch_size} ({policy.num_micro_batches} micro-batches)",
+            "attention on": policy.attention_device,
+            "expert FFN on": policy.ffn_device,
+            "experts resident per layer": f"{policy.resident_experts} of {plan.model.num_experts}",
+            "schedule": policy.schedule,
+            "weights, KV cache": f"{policy.weight_dtype}, {policy.kv_dtype}",
+            "found by": _found_by(plan),
+        },
+    )
+    show_table("memory", _memory_rows(plan))
+    show_table(
+        "prediction",
+        [
+            {
+                "fidelity": f"{name}{' *' if name is plan.prediction.fidelity else ''}",
+                "prefill": format_s(at.prefill_s),
+                "decode": format_s(at.decode_s),
+                "generated tokens/s": at.throughput_tokens_per_s,
+                "decode tokens/s": at.decode_throughput_tokens_per_s,
+            }
+            for name, at in times.items()
+        ],
+    )
+    show_lines([f"{phase}: {_binds(bottleneck)}" for phase, bottleneck in plan.prediction.bottleneck.items()])
+
+
+def _emulated(spec: object | None) -> str:
+    return " (emulated)" if spec is not None else ""
+
+
+def _found_by(plan: Plan) -> str:
+    if plan.search is None:
+        return plan.status.value
+    found = plan.search
+    return (
+        f"{found.method}: {plan.status} of {found.candidates} candidates, {found.feasible} fit ({found.solve_s:.2g} s)"
+    )
+
+
+def _memory_rows(plan: Plan) -> list[dict[str, str]]:
+    gpu, cpu = to_plain(plan.memory.gpu), to_plain(plan.memory.cpu)
+    gpu["total"], cpu["total"] = plan.memory.gpu.total_bytes, plan.memory.cpu.total_bytes
+    return [{"class": name, "gpu": format_bytes(gpu[name]), "cpu": format_bytes(cpu[name])} for name in gpu]
+
+
+def _binds(bottleneck: Bottleneck) -> str:
+    others = sorted(bottleneck.busy.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{lane} {share:.0%}" for lane, share in others)
+    return f"the {bottleneck.lane} lane binds, by its {bottleneck.bound} roof (busy: {shares})"
+
+
+def _rate(rate: Rate | None, show: Callable[[float], str]) -> str:
+    if rate is None:
+        return ""
+    peak = f"peak {show(rate.peak)}" if rate.peak else ""
+    found = rate.measured
+    if found is None:
+        return peak
+    spread = f" ±{found.iqr / found.median / 2:.0%}{' noisy' if found.noisy else ''}"
+    return ", ".join(part for part in (f"{show(found.median)}{spread} (n={found.count})", peak) if part)
+
+
+def show_profile(profile: HardwareProfile) -> None:
+    """Print a profile's roofs."""
+    rows = []
+    for name, level in profile.levels.items():
+        where = f"{name}{f' x{level.count}' if level.count > 1 else ''}"
+        capacity = f"{format_bytes(level.usable_bytes)} of {format_bytes(level.capacity_bytes)} usable"
+        rows.append({"where": where, "what": "capacity", "value": capacity})
+        for dtype, rate in level.compute_flop_per_s.items():
+            rows.append({"where": where, "what": dtype, "value": _rate(rate, format_flop_per_s)})
+        rows.append({"where": where, "what": "read", "value": _rate(level.read_bytes_per_s, format_bytes_per_s)})
+        if level.copy_bytes_per_s:
+            rows.append({"where": where, "what": "copy", "value": _rate(level.copy_bytes_per_s, format_bytes_per_s)})
+    for name, link in profile.links.items():
+        what = f"{link.source} to {link.target}"
+        rows.append({"where": name, "what": what, "value": _rate(link.bytes_per_s, format_bytes_per_s)})
+    for table in profile.ceilings:
+        best = min(seconds / rows_ for line in table.seconds for seconds, rows_ in zip(line, table.rows, strict=True))
+        what = f"{table.kernel} {table.dtype}"
+        shapes = f"{len(table.sizes)}x{len(table.rows)} shapes, from {format_s(best)} a row"
+        rows.append({"where": table.level, "what": what, "value": shapes})
+    show_table(f"{profile.name}{_emulated(profile.emulated)}: {profile.description}", rows)
+
+
+def show_roofline(view: RooflineView) -> None:
+    """Print where each operator stands under the roofs, and the turning points."""
+    rows = [
+        {
+            "operator": placed.name,
+            "on": placed.device,
+            "data from": placed.source or placed.device,
+            "FLOP/byte": ", ".join(f"{k} {v:.3g}" for k, v in placed.operational_intensity_flop_per_byte.items()),
+            "attainable": format_flop_per_s(placed.attainable_flop_per_s),
+            "bound": placed.bound,
+        }
+        for placed in view.operators
+    ]
+    show_table(f"{view.model} on {view.hardware}, {view.phase}", rows)
+    if view.turning_points is not None:
+        points = {"P1": view.turning_points.p1, "P2": view.turning_points.p2}
+        show_lines(
+            [
+                f"{name}: {point.operational_intensity_flop_per_byte:.4g} FLOP/byte, "
+                f"{format_flop_per_s(point.attainable_flop_per_s)}"
+                + (f", N = {point.batch_size:.0f}" if point.batch_size else "")
+                for name, point in points.items()
+            ]
+        )
+
+
+def show_run(reports: Sequence[RunReport]) -> None:
+    """Print predicted beside measured, and what bound each phase."""
+    for report in reports:
+        found, expected = to_plain(report.measured), report.predicted
+        rows = [
+            {"": name, "predicted": _shown(name, expected[name]), "measured": _shown(name, found[name])}
+            | {"measured / predicted": f"{report.ratio[name]:.2f}" if name in report.ratio else ""}
+            for name in ("prefill_s", "decode_s", "throughput_tokens_per_s", "decode_throughput_tokens_per_s")
+        ]
+        show_table(f"{report.model} on {report.machine}{_emulated(report.emulated)}", rows)
+        for phase, lanes in found["busy"].items():
+            bottleneck = expected["bottleneck"].get(phase)
+            busy = ", ".join(f"{lane} {share:.0%}" for lane, share in sorted(lanes.items(), key=lambda at: -at[1]))
+            predicted = f"predicted {bottleneck['lane']} ({bottleneck['bound']})" if bottleneck else ""
+            show_lines([f"{phase}: {predicted}; measured busy: {busy}"])
+        peaks = report.measured.peak_bytes
+        allowed = expected["peak_bytes"]
+        show_lines(
+            [f"peak {name}: {format_bytes(peaks[name])} (ledger {format_bytes(allowed[name])})" for name in peaks]
+        )
+
+
+def _shown(name: str, value: float) -> str:
+    return format_s(value) if name.endswith("_s") and "per" not in name else f"{value:.1f}"

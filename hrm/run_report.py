@@ -1,0 +1,97 @@
+"""What a run measured, and the report that puts it beside what was predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hrm.files import from_plain, read_json, to_plain
+from hrm.hardware import EmulatedSpec
+from hrm.plan import Plan
+from hrm.records import record
+from hrm.schedule.task import Lane, Phase, TaskKind
+from hrm.units import NonNegative, NonNegativeInt
+
+__all__ = ["KindTime", "Measured", "RunReport", "load_run_report", "run_report"]
+
+
+@record
+class KindTime:
+    """Seconds that all tasks of a kind took together, and how many they were."""
+
+    seconds: NonNegative
+    count: NonNegativeInt
+
+
+@record
+class Measured:
+    """What a run took: seconds, tokens/s, peak bytes, and per phase the busy share of lanes and time of task kinds."""
+
+    num_sequences: NonNegativeInt
+    prompt_tokens: NonNegativeInt
+    generated_tokens: NonNegativeInt
+    prefill_s: NonNegative
+    decode_s: NonNegative
+    throughput_tokens_per_s: NonNegative
+    decode_throughput_tokens_per_s: NonNegative
+    prefill_throughput_tokens_per_s: NonNegative
+    peak_bytes: dict[str, NonNegativeInt]
+    busy: dict[Phase, dict[Lane, NonNegative]]
+    task_s: dict[Phase, dict[TaskKind, KindTime]]
+
+
+@record
+class RunReport:
+    """A run: what it was, what was measured, what was predicted at the plan's fidelity, and measured / predicted."""
+
+    model: str
+    machine: str
+    emulated: EmulatedSpec | None
+    measured: Measured
+    predicted: dict[str, Any]
+    ratio: dict[str, float]
+    plan: dict[str, Any]
+
+
+COMPARED = (
+    "prefill_s",
+    "decode_s",
+    "throughput_tokens_per_s",
+    "decode_throughput_tokens_per_s",
+    "prefill_throughput_tokens_per_s",
+)
+
+
+def run_report(plan: Plan, measured: Measured) -> RunReport:
+    """Put a run beside its plan; `ratio` is measured / predicted."""
+    times = to_plain(plan.prediction.times)
+    predicted = {name: times[name] for name in COMPARED}
+    peaks = {"gpu": plan.memory.gpu.total_bytes, "cpu": plan.memory.cpu.total_bytes}
+    found = to_plain(measured)
+    ratio = {name: found[name] / predicted[name] for name in COMPARED if predicted[name]}
+    return RunReport(
+        model=plan.model.name,
+        machine=plan.machine.name,
+        emulated=plan.machine.emulated,
+        measured=measured,
+        predicted=predicted
+        | {
+            "fidelity": plan.prediction.fidelity.value,
+            "peak_bytes": peaks,
+            "bottleneck": to_plain(plan.prediction.bottleneck),
+            "by_fidelity": to_plain(plan.prediction.by_fidelity),
+        },
+        ratio=ratio,
+        plan=to_plain(plan.policy) | {"workload": to_plain(plan.workload)},
+    )
+
+
+def load_run_report(path: str | Path) -> RunReport:
+    """Read a run report.
+
+    Raises
+    ------
+    FileError
+        When the file is missing or is no run report.
+    """
+    return from_plain(RunReport, read_json(path), where=str(path))
