@@ -10,19 +10,29 @@ import torch.nn.functional as F  # noqa: N812
 from executor.linear import ROWS_AT_A_TIME, linear, linear_workspace_bytes, operand
 from executor.workspace import Workspace
 
-__all__ = ["experts_workspace_bytes", "mixture", "route", "swiglu"]
+__all__ = ["apply_expert", "assignments", "experts_workspace_bytes", "mixture", "route", "swiglu"]
 
 
-def route(
-    x: torch.Tensor, router: torch.Tensor, experts_per_token: int, workspace: Workspace
-) -> tuple[torch.Tensor, torch.Tensor]:
+def route(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weights (float32) and numbers of the experts of each token, both [tokens, experts_per_token].
 
     As Mixtral does: softmax over all experts in float32, the largest ones, renormalised to a sum of one.
     """
-    shares = torch.softmax(linear(x, router, workspace), dim=-1, dtype=torch.float32)
+    shares = torch.softmax(logits, dim=-1, dtype=torch.float32)
     weights, chosen = torch.topk(shares, experts_per_token, dim=-1)
     return weights / weights.sum(dim=-1, keepdim=True), chosen
+
+
+def assignments(
+    weights: torch.Tensor, chosen: torch.Tensor, num_experts: int
+) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """List, for each expert that was chosen, its number, its tokens in order, and their shares [rows, 1]."""
+    flat = chosen.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=num_experts).tolist()
+    tokens = torch.split(torch.div(order, chosen.shape[1], rounding_mode="floor"), counts)
+    shares = torch.split(weights.reshape(-1, 1).index_select(0, order), counts)
+    return [(expert, tokens[expert], shares[expert]) for expert, count in enumerate(counts) if count]
 
 
 def swiglu(x: torch.Tensor, expert: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> torch.Tensor:
@@ -39,6 +49,23 @@ def swiglu(x: torch.Tensor, expert: torch.Tensor, workspace: Workspace, out: tor
     return linear(gate, expert[split:].view(hidden, intermediate), workspace, out)
 
 
+def apply_expert(
+    x: torch.Tensor,
+    tokens: torch.Tensor,
+    shares: torch.Tensor,
+    expert: torch.Tensor,
+    workspace: Workspace,
+    total: torch.Tensor,
+) -> None:
+    """Add an expert's output for some tokens of x [all tokens, hidden], times their shares, to `total`."""
+    for rows, part in zip(torch.split(tokens, ROWS_AT_A_TIME), torch.split(shares, ROWS_AT_A_TIME), strict=True):
+        with workspace.frame():
+            gathered = workspace.take((len(rows), x.shape[1]), x.dtype)
+            torch.index_select(x, 0, rows, out=gathered)
+            result = swiglu(gathered, expert, workspace, workspace.take(gathered.shape, x.dtype))
+            total.index_add_(0, rows, result.mul_(part))
+
+
 def mixture(
     x: torch.Tensor,
     router: torch.Tensor | None,
@@ -48,43 +75,24 @@ def mixture(
 ) -> torch.Tensor:
     """Return the experts' output for x [tokens, hidden], in the workspace; without a router the one expert's."""
     wide = operand(x, experts[0], workspace)
+    total = workspace.take(x.shape, wide.dtype)
     if router is None:
-        total = workspace.take(x.shape, wide.dtype)
-        for rows in torch.arange(len(x)).split(ROWS_AT_A_TIME):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):
             with workspace.frame():
-                swiglu(wide[part], experts[0], workspace, total[part])
+                swiglu(part, experts[0], workspace, result)
         return total
-    total = workspace.take(x.shape, wide.dtype).zero_()
-    weights, chosen = route(x, router, experts_per_token, workspace)
-    for expert, tokens, shares in _assignments(weights, chosen, experts):
-        for rows, part in zip(tokens.split(ROWS_AT_A_TIME), shares.split(ROWS_AT_A_TIME), strict=True):
-            with workspace.frame():
-                gathered = workspace.take((len(rows), x.shape[1]), wide.dtype)
-                torch.index_select(wide, 0, rows, out=gathered)
-                result = swiglu(gathered, expert, workspace, workspace.take(gathered.shape, wide.dtype))
-                total.index_add_(0, rows, result.mul_(part))
+    total.zero_()
+    with workspace.frame():
+        weights, chosen = route(linear(x, router, workspace), experts_per_token)
+    for expert, tokens, shares in assignments(weights, chosen, len(experts)):
+        apply_expert(wide, tokens, shares, experts[expert], workspace, total)
     return total
-
-
-def _assignments(
-    weights: torch.Tensor, chosen: torch.Tensor, experts: Sequence[torch.Tensor]
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """List, for each expert that was chosen, its weights, its tokens in order, and their shares [rows, 1]."""
-    flat = chosen.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=len(experts)).tolist()
-    tokens = torch.div(order, chosen.shape[1], rounding_mode="floor").split(counts)
-    shares = weights.reshape(-1, 1).index_select(0, order).to(experts[0].dtype).split(counts)
-    return [entry for entry, count in zip(zip(experts, tokens, shares, strict=True), counts, strict=True) if count]
 
 
 def experts_workspace_bytes(tokens: int, hidden: int, intermediate: int, num_experts: int) -> int:
     """Bound the workspace that `mixture` takes beside `x`: its sum and one expert's rows, whatever the routing."""
     rows = min(tokens, ROWS_AT_A_TIME)
-    piece = max(
-        linear_workspace_bytes(0, hidden, 2 * intermediate),
-        linear_workspace_bytes(0, intermediate, hidden),
-        linear_workspace_bytes(tokens, hidden, num_experts),
-    )
-    return 4 * (2 * tokens * hidden + tokens * num_experts + 2 * rows * (hidden + intermediate)) + piece + 8 * 64
+    gathered = 4 * 2 * rows * (hidden + intermediate)
+    pieces = max(linear_workspace_bytes(0, hidden, 2 * intermediate), linear_workspace_bytes(0, intermediate, hidden))
+    routing = 4 * tokens * num_experts + linear_workspace_bytes(tokens, hidden, num_experts)
+    return 4 * 2 * tokens * hidden + max(gathered + pieces, routing) + 8 * 64

@@ -16,9 +16,7 @@ __all__ = ["KVCache"]
 class KVCache:
     """Sequence i owns [num_kv_heads, capacities[i], head_dim] of each layer's flat buffers, from offsets[i] on."""
 
-    def __init__(
-        self, model: ModelSpec, capacities: Sequence[int], dtype: torch.dtype, allocate: Allocate
-    ) -> None:
+    def __init__(self, model: ModelSpec, capacities: Sequence[int], dtype: torch.dtype, allocate: Allocate) -> None:
         self.num_kv_heads = model.num_kv_heads
         self.head_dim = model.head_dim
         starts = list(accumulate((capacity * model.kv_size for capacity in capacities), initial=0))
@@ -29,9 +27,7 @@ class KVCache:
         self.keys = [allocate((starts[-1],), dtype).zero_() for _ in range(model.num_layers)]
         self.values = [allocate((starts[-1],), dtype).zero_() for _ in range(model.num_layers)]
 
-    def layout(
-        self, first: int, last: int, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def layout(self, first: int, last: int, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Offsets, capacities and the given lengths of sequences `first` to `last` (one past), in host memory."""
         return self._offsets[first:last], self._capacities[first:last], lengths
 

@@ -1,8 +1,8 @@
 """Matrix products by what the processor can do: native in its own format, widened to float32 where that is faster.
 
 A CPU without bfloat16 dot products multiplies bfloat16 matrices some ten times slower than float32 ones, and float16
-ones some hundred times slower. There the weights are widened to float32 piece by piece, each piece small enough to stay in
-the cache between the widening and the product.
+ones some hundred times slower. There the weights are widened to float32 piece by piece, each piece small enough to stay
+in the cache between the widening and the product.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ weights' bytes decide, above them the arithmetic."""
 
 @cache
 def is_native(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether the processor multiplies matrices of `dtype` no slower than float32 ones; probed once, in milliseconds."""
+    """Whether the processor multiplies matrices of `dtype` no slower than float32 ones; probed once."""
     if dtype == torch.float32 or device_type != "cpu":
         return True
     return _probe_s(dtype) <= _probe_s(torch.float32)

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["atomic_writer", "from_plain", "read_json", "read_yaml", "to_plain", "write_json", "write_yaml"]
+__all__ = [
+    "atomic_writer",
+    "check_output",
+    "from_plain",
+    "read_json",
+    "read_yaml",
+    "to_plain",
+    "write_json",
+    "write_yaml",
+]
 
 
 def to_plain(value: Any) -> Any:
@@ -143,12 +152,28 @@ def _mapping(data: Any, path: Path) -> dict[str, Any]:
     return data
 
 
+def check_output(path: str | Path) -> None:
+    """Refuse an output path that could not be written, before any work is spent on it.
+
+    Raises
+    ------
+    FileError
+        When the folder does not exist or may not be written to, or the path is a folder itself.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: the folder {path.parent} does not exist (make it first)")
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder, expected the name of a file to write")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path}: the folder {path.parent} may not be written to (choose another)")
+
+
 @contextmanager
 def atomic_writer(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under `path` only when the block ends without an error."""
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileError(f"{path}: the folder {path.parent} does not exist (make it first)")
+    check_output(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:

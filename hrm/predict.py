@@ -143,7 +143,7 @@ def _wave(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workload:
     if decode_work:
         work[Phase.DECODE] = decode_work[len(decode_work) // 2]
     if fidelity is Fidelity.SIMULATED:
-        prefill_s, step_s = _simulated(policy, model, prefill, decode)
+        prefill_s, step_s = _simulated(policy, model, prefill, decode, sampled=steps > len(decode))
     else:
         prefill_s, step_s = prefill_work.lower_s, [one.lower_s for one in decode_work]
     decode_s = steps * sum(step_s) / len(step_s) if step_s else 0.0
@@ -157,14 +157,17 @@ def _sampled_steps(steps: int) -> list[float]:
 
 
 def _simulated(
-    policy: Policy, model: ModelSpec, prefill: PassCosts, decode: list[PassCosts]
+    policy: Policy, model: ModelSpec, prefill: PassCosts, decode: list[PassCosts], *, sampled: bool
 ) -> tuple[float, list[float]]:
-    """Simulate prefill and one decode pass per sampled step; a pass lasts from the end of the one before to its own.
+    """Simulate prefill and decode passes; a pass lasts from the end of the one before to its own.
 
-    Each sampled pass is simulated twice in a row and the second counts: the first still feels what came before.
+    Passes `sampled` from many are simulated twice in a row and the second counts: the first still feels what came
+    before. Where every pass is there, each is simulated once and feels it as it really will.
     """
     schedule = build_schedule(policy, model)
+    repeats = 2 if sampled else 1
     passes = [(schedule.prefill, prefill.task_s)]
-    passes += [(schedule.decode, at.task_s) for at in decode for _ in range(2)]
+    passes += [(schedule.decode, at.task_s) for at in decode for _ in range(repeats)]
     ends = simulate(schedule.prologue, passes).pass_end_s
-    return ends[0], [ends[index + 2] - ends[index + 1] for index in range(0, 2 * len(decode), 2)]
+    counted = range(repeats, len(ends), repeats)
+    return ends[0], [ends[index] - ends[index - 1] for index in counted]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 
 from hrm.dtypes import DType
@@ -16,7 +18,7 @@ __all__ = [
     "TurningPoint",
     "TurningPoints",
     "attainable",
-    "balance_intensity",
+    "balance_point",
     "level_bytes_per_s",
     "level_flop_per_s",
     "ridge_point",
@@ -115,14 +117,20 @@ class TurningPoints:
 
 
 def turning_points(
-    operator: Operator, hardware: HardwareProfile, *, fast: str = "gpu", slow: str = "cpu", micro_batch_size: float
+    operator: Operator,
+    hardware: HardwareProfile,
+    *,
+    fast: str = "gpu",
+    slow: str = "cpu",
+    for_batch: Callable[[float], Operator] | None = None,
 ) -> TurningPoints:
     """Return the turning points of an operator counted for one micro-batch.
 
     P1 is where computing at the slow level attains as much as fetching over the link does; above the slow level's
     ridge that is P_peak^j / B^{j,i}, below it the link would have to be faster than the slow level's memory. P2 is
-    where the kernel at this micro-batch, min(P_peak^i, B^i·I^i), meets the link. `batch_size` is the N at which the
-    operator's fetched bytes, shared by the whole batch, reach the intensity; only for operators that share weights.
+    where the kernel at this micro-batch, min(P_peak^i, B^i·I^i), meets the link. `batch_size` is the N from which on
+    the bytes fetched once for the whole batch, those of `for_batch(N)`, reach the intensity; only for operators whose
+    weights a batch shares.
     """
     link = _link(hardware, slow, fast)
     slow_level, fast_level = hardware.level(slow), hardware.level(fast)
@@ -132,24 +140,42 @@ def turning_points(
     kernel = min(
         level_flop_per_s(fast_level, operator.dtype), level_bytes_per_s(fast_level) * operator.operational_intensity
     )
-    second = kernel / link
-    shares_weights = operator.weight_bytes > 0
-    per_sequence = operator.fetched_intensity / micro_batch_size
-    return TurningPoints(
-        p1=_point(first, link, per_sequence if shares_weights else None),
-        p2=_point(second, link, per_sequence if shares_weights else None),
-    )
+    counted = for_batch if operator.weight_bytes else None
+    return TurningPoints(p1=_point(first, link, counted), p2=_point(kernel / link, link, counted))
 
 
-def _point(intensity: float, link_bytes_per_s: float, per_sequence: float | None) -> TurningPoint:
+def _point(intensity: float, link_bytes_per_s: float, for_batch: Callable[[float], Operator] | None) -> TurningPoint:
     return TurningPoint(
         operational_intensity_flop_per_byte=intensity,
         attainable_flop_per_s=intensity * link_bytes_per_s,
-        batch_size=intensity / per_sequence if per_sequence else None,
+        batch_size=_batch_size_reaching(intensity, for_batch) if for_batch else None,
     )
 
 
-def balance_intensity(operator: Operator, hardware: HardwareProfile, *, fast: str = "gpu", slow: str = "cpu") -> float:
-    """Return the balance point (Eq. 11): the I^j at which B^i·I^i = B^{j,i}·I^j, memory and link equally busy."""
-    fast_level = hardware.level(fast)
-    return level_bytes_per_s(fast_level) * operator.operational_intensity / _link(hardware, slow, fast)
+def _batch_size_reaching(intensity: float, for_batch: Callable[[float], Operator]) -> float:
+    """Find the smallest N, at least 1, whose fetched intensity reaches `intensity`: it grows with N without bound."""
+    low, high = 1.0, 1.0
+    while for_batch(high).fetched_intensity < intensity:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if for_batch(middle).fetched_intensity >= intensity else (middle, high)
+    return high
+
+
+def balance_point(
+    operator: Operator,
+    hardware: HardwareProfile,
+    *,
+    fast: str = "gpu",
+    slow: str = "cpu",
+    for_batch: Callable[[float], Operator] | None = None,
+) -> TurningPoint:
+    """Return the balance point (Eq. 11): B^i·I^i = B^{j,i}·I^j, the fast level's memory and the link equally busy.
+
+    It is P2 while the kernel is bound by memory; where compute binds, its height is the compute roof's.
+    """
+    fast_level, link = hardware.level(fast), _link(hardware, slow, fast)
+    memory = level_bytes_per_s(fast_level) * operator.operational_intensity
+    point = _point(memory / link, link, for_batch if operator.weight_bytes else None)
+    return replace(point, attainable_flop_per_s=min(memory, level_flop_per_s(fast_level, operator.dtype)))

@@ -25,7 +25,12 @@ class KindTime:
 
 @record
 class Measured:
-    """What a run took: seconds, tokens/s, peak bytes, and per phase the busy share of lanes and time of task kinds."""
+    """What a run took. Rates are those of the predictions of the same names.
+
+    `prefill_s` ends when the first tokens of a wave are made, `decode_s` when everything has ended; waves add up.
+    `busy` is, per phase and lane, the share of the phase in which the lane worked; `task_s`, per phase, the time per
+    task kind. `peak_bytes` holds the device's memory (`gpu`) and the process's (`cpu`; without an emulated device's).
+    """
 
     num_sequences: NonNegativeInt
     prompt_tokens: NonNegativeInt

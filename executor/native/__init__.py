@@ -77,7 +77,7 @@ def status_line() -> str:
     return f"compiled kernels: {_INSTRUCTION_SETS[_chosen_path(os.environ.get('HRM_NATIVE_ISA', ''))]}"
 
 
-def decode_attention(
+def decode_attention(  # noqa: PLR0913 (the buffers of one kernel call, kept flat for ctypes)
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -95,7 +95,7 @@ def decode_attention(
     Parameters
     ----------
     query : torch.Tensor
-        [batch, num_query_heads, head_dim], float32 or bfloat16.
+        [batch, num_query_heads, head_dim], float32 or bfloat16 (float16, here or in the cache, runs through torch).
     keys, values : torch.Tensor
         Flat buffers, float32 or bfloat16: sequence i owns a contiguous [num_kv_heads, capacities[i], head_dim] from
         element offsets[i] of each.
@@ -116,19 +116,18 @@ def decode_attention(
     job = _job(query, keys, values, (offsets, capacities, lengths), num_kv_heads)
     if out.shape != query.shape or out.dtype != query.dtype or not out.is_contiguous():
         raise ValueError(f"out: expected a contiguous tensor like the query, got {out.dtype} {tuple(out.shape)}")
-    if not available():
+    library = _library() if _enabled() else None
+    if library is None or _has_float16(query, keys):
         from executor.native import fallback
 
         fallback.decode_attention(query, keys, values, (offsets, capacities, lengths), num_kv_heads, out)
         return
-    library = _library()
-    assert library is not None
     job.out = out.data_ptr()
     path = _chosen_path(os.environ.get("HRM_NATIVE_ISA", ""))
     _raise_refusal(library.hrm_decode_attention(ctypes.byref(job), path, num_threads))
 
 
-def append_kv(
+def append_kv(  # noqa: PLR0913
     new_keys: torch.Tensor,
     new_values: torch.Tensor,
     keys: torch.Tensor,
@@ -142,7 +141,7 @@ def append_kv(
     Parameters
     ----------
     new_keys, new_values : torch.Tensor
-        [batch, num_kv_heads, head_dim], float32 or bfloat16.
+        [batch, num_kv_heads, head_dim].
     keys, values, offsets, capacities, lengths : torch.Tensor
         The cache, as `decode_attention` describes it.
 
@@ -154,13 +153,12 @@ def append_kv(
     job = _job(new_keys, keys, values, (offsets, capacities, lengths), new_keys.shape[1])
     if new_values.shape != new_keys.shape or new_values.dtype != new_keys.dtype or not new_values.is_contiguous():
         raise ValueError(f"new values: expected a contiguous tensor like the new keys, got {tuple(new_values.shape)}")
-    if not available():
+    library = _library() if _enabled() else None
+    if library is None or _has_float16(new_keys, keys):
         from executor.native import fallback
 
         fallback.append_kv(new_keys, new_values, keys, values, (offsets, capacities, lengths))
         return
-    library = _library()
-    assert library is not None
     _raise_refusal(library.hrm_append_kv(ctypes.byref(job), new_keys.data_ptr(), new_values.data_ptr()))
 
 
@@ -201,12 +199,16 @@ def _job(
 
 def _check_memory(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
     for name, tensor in (("query", query), ("keys", keys), ("values", values)):
-        if str(tensor.dtype) not in ("torch.float32", "torch.bfloat16"):
-            raise ValueError(f"{name}: expected float32 or bfloat16, got {tensor.dtype}")
+        if str(tensor.dtype) not in ("torch.float32", "torch.bfloat16", "torch.float16"):
+            raise ValueError(f"{name}: expected float32, bfloat16 or float16, got {tensor.dtype}")
         if not tensor.is_contiguous() or tensor.device.type != "cpu":
             raise ValueError(f"{name}: expected a contiguous tensor in host memory")
     if keys.shape != values.shape or keys.dtype != values.dtype or keys.dim() != 1:
         raise ValueError(f"keys and values: expected equal flat buffers, got {keys.shape} and {values.shape}")
+
+
+def _has_float16(query: torch.Tensor, keys: torch.Tensor) -> bool:
+    return "torch.float16" in (str(query.dtype), str(keys.dtype))
 
 
 def _raise_refusal(code: int) -> None:
@@ -227,8 +229,12 @@ def _library() -> ctypes.CDLL | None:
             continue
         try:
             library = ctypes.CDLL(str(path))
-            if library.hrm_interface_version() == _INTERFACE_VERSION:
-                return library
+            if library.hrm_interface_version() != _INTERFACE_VERSION:
+                continue
+            pointer, number = ctypes.POINTER(_Attention), ctypes.c_int32
+            library.hrm_decode_attention.argtypes = (pointer, number, number)
+            library.hrm_append_kv.argtypes = (pointer, ctypes.c_void_p, ctypes.c_void_p)
+            return library
         except (OSError, AttributeError):
             continue
     return None
@@ -236,7 +242,7 @@ def _library() -> ctypes.CDLL | None:
 
 @cache
 def _chosen_path(asked: str) -> int:
-    """Number of the path that was asked for, or of the last that the CPU has when nothing was."""
+    """Return the number of the path that was asked for, or of the last that the CPU has when nothing was."""
     allowed = instruction_sets()
     if asked and asked not in allowed:
         raise DeviceError(f"HRM_NATIVE_ISA: {asked!r} cannot run on this CPU (choose one of {', '.join(allowed)})")

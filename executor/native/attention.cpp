@@ -46,13 +46,17 @@ namespace {
 enum Path { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 enum Result { kDone = 0, kPathMissing = 1, kLengthBeyondCapacity = 2, kBlockOutsideBuffer = 3, kNoMemory = 4 };
 
-constexpr int kBlockTokens = 256;
+// Small blocks, so that K and V arrive in turn at a steady rate; tuned on Zen 3, where requests 2 KiB ahead beat 1 and 4.
+constexpr int kBlockTokens = 64;   // at most
+constexpr int kBlockBytes = 4096;  // of K in a block, about
+constexpr int kAheadBytes = 2048;
+constexpr int64_t kBytesWorthAThread = 1 << 19;  // K and V that take about as long as starting a thread (some 40 us)
 
 struct Shape {
     int group;         // query heads per KV head
     int head_dim;
     int pad;           // head_dim rounded up to the widest unit
-    int block_tokens;  // a multiple of 16, at most kBlockTokens
+    int block_tokens;  // a multiple of 8, at most kBlockTokens
     float scale;       // log2(e) / sqrt(head_dim): weights are powers of two
 };
 
@@ -61,7 +65,7 @@ struct Block {
     const float* correction;  // [lane]
     float* sums;              // [head][pad]
     int pad;
-    const char* upcoming;
+    const char* upcoming;     // what to request while V is added: K of the next block
 };
 
 struct Scratch {
@@ -79,6 +83,13 @@ inline float float_of(uint32_t bits) {
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
+
+// Keeps a value that is used several times in a register, where the compiler would load it again for each use.
+#if defined(__x86_64__)
+#define HRM_IN_REGISTER(value) asm("" : "+v"(value))
+#else
+#define HRM_IN_REGISTER(value)
+#endif
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 inline uint16_t bfloat16_of(float value) {
@@ -99,52 +110,11 @@ inline void write(void* to, int64_t at, bool is_bfloat16, float value) {
         static_cast<float*>(to)[at] = value;
 }
 
-#ifndef PVPF
-#define PVPF 1
-#endif
-#ifndef PVDIST
-#define PVDIST 0
-#endif
-#ifndef HINT
-#define HINT 3
-#endif
-#ifndef KDIST
-#define KDIST 0
-#endif
-#ifndef VDIST
-#define VDIST 0
-#endif
-#ifndef TOUCH
-#define TOUCH 0
-#endif
-#ifndef BLOCKB
-#define BLOCKB 8192
-#endif
-template <class Element>
-inline void prefetch(const Element* row, const Element* values, const Element* keys, int first, int tokens, const Shape& shape) {
-    const int64_t bytes = static_cast<int64_t>(tokens) * shape.head_dim * sizeof(Element);
-    const char* v = reinterpret_cast<const char*>(values + static_cast<int64_t>(first) * shape.head_dim)+(VDIST);
-    const char* k = reinterpret_cast<const char*>(row)+(KDIST);
-    (void)keys;
-    if (TOUCH == 2) {
-      if (first == 0) {
-        const char* kk = reinterpret_cast<const char*>(keys);
-        const int64_t all = (int64_t)shape.block_tokens * shape.head_dim * sizeof(Element);
-        for (int64_t at = 0; at < all; at += 64) { float x = *(const float*)(kk+at); asm volatile(""::"x"(x)); }
-      }
-      return;
-    }
-    for (int64_t at = 0; at < bytes; at += 64) {
-        if ((VDIST)>=0) { if (TOUCH) { float x = *(const float*)(v+at); asm volatile(""::"x"(x)); } else __builtin_prefetch(v + at,0,HINT);}
-        if ((KDIST)>0) __builtin_prefetch(k + at,0,HINT);
-    }
+// Requests the cache lines of [from, from + bytes); a request beyond the buffer is ignored by the processor.
+inline void prefetch(const char* from, int bytes) {
+    for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
 }
 
-#if defined(KEEP)
-#define HRM_KEEP(x) asm("" : "+v"(x))
-#else
-#define HRM_KEEP(x)
-#endif
 #define HRM_NAMESPACE portable
 #define HRM_WIDTH 4
 #define HRM_TARGET
@@ -216,7 +186,7 @@ Shape shape_of(const HrmAttention& job) {
     shape.head_dim = static_cast<int>(job.head_dim);
     shape.pad = (shape.head_dim + 31) / 32 * 32;
     const int row_bytes = shape.head_dim * (job.cache_is_bfloat16 ? 2 : 4);
-    shape.block_tokens = std::min(std::max(BLOCKB / row_bytes / 8 * 8, 8), kBlockTokens);
+    shape.block_tokens = std::min(std::max(kBlockBytes / row_bytes / 8 * 8, 8), kBlockTokens);
     shape.scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(shape.head_dim)));
     return shape;
 }
@@ -233,7 +203,11 @@ HRM_EXPORT int32_t hrm_decode_attention(const HrmAttention* job, int32_t path, i
     const Shape shape = shape_of(*job);
     const Attend attend = kernel_for(*job, path);
     const int64_t num_items = job->batch * job->num_kv_heads;
-    const int64_t num_workers = std::max<int64_t>(std::min<int64_t>(num_threads, num_items), 1);
+    int64_t cache_bytes = 0;
+    for (int64_t i = 0; i < job->batch; ++i)
+        cache_bytes += 2 * job->num_kv_heads * job->lengths[i] * job->head_dim * (job->cache_is_bfloat16 ? 2 : 4);
+    const int64_t useful = std::min(num_items, 1 + cache_bytes / kBytesWorthAThread);
+    const int64_t num_workers = std::max<int64_t>(std::min<int64_t>(num_threads, useful), 1);
 
     // Per worker: queries and sums [group][pad], and two vectors of at most 16 floats per four heads.
     const size_t rows = static_cast<size_t>(shape.group) * shape.pad;

@@ -19,8 +19,8 @@ namespace HRM_NAMESPACE {
 constexpr int W = HRM_WIDTH;
 constexpr int kUnit = 2 * W;
 
-typedef float Vec __attribute__((vector_size(4 * W)));
-typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+typedef float Vec __attribute__((vector_size(4 * W), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(4 * W), may_alias));
 typedef float LooseVec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint32_t LooseBits __attribute__((vector_size(4 * W), aligned(2), may_alias));
 
@@ -140,14 +140,14 @@ struct Widening {
 #pragma GCC unroll 4
         for (int g = 0; g < kHeads; ++g) {
             Vec q = *reinterpret_cast<const Vec*>(query + g * pad + at);
-            HRM_KEEP(q);
+            HRM_IN_REGISTER(q);
 #pragma GCC unroll 16
             for (int t = 0; t < kTokens; ++t) acc[t * kLanes + g] += first[t] * q;
         }
 #pragma GCC unroll 4
         for (int g = 0; g < kHeads; ++g) {
             Vec q = *reinterpret_cast<const Vec*>(query + g * pad + at + W);
-            HRM_KEEP(q);
+            HRM_IN_REGISTER(q);
 #pragma GCC unroll 16
             for (int t = 0; t < kTokens; ++t) acc[t * kLanes + g] += second[t] * q;
         }
@@ -171,7 +171,7 @@ struct Widening {
     // sums[head] = sums[head] * correction[head] + weights . V, for kUnits units of the row.
     template <int kHeads, int kUnits, bool kPartial>
     HRM_TARGET static void add_units(const Element* values, int stride, int count, int valid, const Block& block) {
-        constexpr int kLanes = lanes(kHeads);
+        constexpr int kLanes = lanes(kHeads), kBytes = kUnits * kUnit * static_cast<int>(sizeof(Element));
         Vec acc[kHeads][2 * kUnits];
 #pragma GCC unroll 4
         for (int g = 0; g < kHeads; ++g)
@@ -181,12 +181,9 @@ struct Widening {
         const char* upcoming = block.upcoming;
 #pragma GCC unroll 2
         for (int t = 0; t < count; ++t, values += stride) {
-            if (PVPF) {
-                constexpr int kB = kUnits * kUnit * (int)sizeof(Element);
-                if (kB >= 64 || (t & 1) == 0) {
-                for (int b = 0; b < kB; b += 64) __builtin_prefetch(upcoming + b, 0, HINT);
-                upcoming += kB >= 64 ? kB : 64;
-                }
+            if (kBytes >= 64 || t % 2 == 0) {
+                prefetch(upcoming, kBytes);
+                upcoming += std::max(kBytes, 64);
             }
             Vec v[2 * kUnits];
 #pragma GCC unroll 4
@@ -206,93 +203,7 @@ struct Widening {
 };
 
 #ifdef HRM_BF16_DOT
-// The kernel on bfloat16 dot products: both operands stay bfloat16, sums are float32. V is taken two tokens at a time,
-// interleaved by unpacking, with the weights of the two tokens (rounded to bfloat16) in one 32-bit lane.
-struct Dot {
-    using Element = uint16_t;
-    using Query = uint16_t;
-    static constexpr bool kRoundsWeights = true;
-    static Query query_of(float value) { return bfloat16_of(value); }
-    static int query_slot(int element) { return element; }
-    // Unpacking works within 128-bit lanes: elements 0-3 of each eight go to the first vector, 4-7 to the second.
-    static int sum_slot(int element) { return (element & 4) / 4 * W + element / 8 * 4 + (element & 3); }
-
-    template <bool kPartial>
-    HRM_TARGET static __m512i load(const uint16_t* from, int valid) {
-        if (kPartial) return _mm512_maskz_loadu_epi16((1u << valid) - 1u, from);
-        return _mm512_loadu_si512(from);
-    }
-
-    template <int kHeads, bool kPartial>
-    HRM_TARGET static void score_unit(const uint16_t* const* rows, int at, int valid, const uint16_t* query, int pad, Vec* acc) {
-        constexpr int kLanes = lanes(kHeads), kTokens = W / kLanes;
-#pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) {
-            const __m512i k = load<kPartial>(rows[t] + at, valid);
-#pragma GCC unroll 4
-            for (int g = 0; g < kHeads; ++g) {
-                const __m512i q = _mm512_load_si512(query + g * pad + at);
-                acc[t * kLanes + g] = _mm512_dpbf16_ps(acc[t * kLanes + g], (__m512bh)k, (__m512bh)q);
-            }
-        }
-    }
-
-    template <int kHeads>
-    HRM_TARGET static Vec score_tile(const uint16_t* const* rows, const Shape& shape, const uint16_t* query) {
-        Vec acc[W];
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) acc[i] = Vec{};
-        const int whole = shape.head_dim / kUnit * kUnit;
-        for (int at = 0; at < whole; at += kUnit) score_unit<kHeads, false>(rows, at, kUnit, query, shape.pad, acc);
-        if (whole < shape.head_dim)
-            score_unit<kHeads, true>(rows, whole, shape.head_dim - whole, query, shape.pad, acc);
-        return sum_each(acc);
-    }
-
-    // Makes one 32-bit lane of the weights of tokens 2i (low half) and 2i + 1 (high half), in place.
-    HRM_TARGET static void pack_weights(float* weights, int count, int num_lanes) {
-        uint32_t* pairs = reinterpret_cast<uint32_t*>(weights);
-        for (int t = 0; t < count; t += 2)
-            for (int g = 0; g < num_lanes; ++g)
-                pairs[t / 2 * num_lanes + g] = bits_of(weights[t * num_lanes + g]) >> 16 |
-                                               (bits_of(weights[(t + 1) * num_lanes + g]) & 0xffff0000u);
-    }
-
-    template <int kHeads, int kUnits, bool kPartial>
-    HRM_TARGET static void add_units(const uint16_t* values, int stride, int count, int valid, const Block& block) {
-        constexpr int kLanes = lanes(kHeads);
-        const uint32_t* pairs = reinterpret_cast<const uint32_t*>(block.weights);
-        Vec acc[kHeads][2 * kUnits];
-#pragma GCC unroll 4
-        for (int g = 0; g < kHeads; ++g)
-#pragma GCC unroll 8
-            for (int u = 0; u < 2 * kUnits; ++u)
-                acc[g][u] = reinterpret_cast<const Vec*>(block.sums + g * block.pad)[u] * block.correction[g];
-        for (int t = 0; t < count; t += 2, values += 2 * stride) {
-            // An odd last token is paired with itself under the padding's weight of 2 ** -126.
-            const uint16_t* next = t + 1 < count ? values + stride : values;
-            __m512i v[2 * kUnits];
-#pragma GCC unroll 4
-            for (int u = 0; u < kUnits; ++u) {
-                const __m512i even = load<kPartial>(values + u * kUnit, valid);
-                const __m512i odd = load<kPartial>(next + u * kUnit, valid);
-                v[2 * u] = _mm512_unpacklo_epi16(even, odd);
-                v[2 * u + 1] = _mm512_unpackhi_epi16(even, odd);
-            }
-#pragma GCC unroll 4
-            for (int g = 0; g < kHeads; ++g) {
-                const __m512i weight = _mm512_set1_epi32(static_cast<int>(pairs[t / 2 * kLanes + g]));
-#pragma GCC unroll 8
-                for (int u = 0; u < 2 * kUnits; ++u)
-                    acc[g][u] = _mm512_dpbf16_ps(acc[g][u], (__m512bh)v[u], (__m512bh)weight);
-            }
-        }
-#pragma GCC unroll 4
-        for (int g = 0; g < kHeads; ++g)
-#pragma GCC unroll 8
-            for (int u = 0; u < 2 * kUnits; ++u) reinterpret_cast<Vec*>(block.sums + g * block.pad)[u] = acc[g][u];
-    }
-};
+#include "bfloat16_dot.h"
 #endif
 
 // The largest of each head's lanes, in all of its lanes.
@@ -301,11 +212,15 @@ HRM_TARGET inline Vec fold_larger(Vec v, int num_lanes) {
     if (num_lanes <= 4) v = larger(v, _mm256_permute2f128_ps(v, v, 1));
     if (num_lanes <= 2) v = larger(v, _mm256_permute_ps(v, 0x4e));
     if (num_lanes <= 1) v = larger(v, _mm256_permute_ps(v, 0xb1));
-    return v;
-#endif
-    for (int i = num_lanes; i < W; ++i)
-        if (v[i] > v[i % num_lanes]) v[i % num_lanes] = v[i];
+#elif HRM_WIDTH == 16
+    v = larger(v, _mm512_shuffle_f32x4(v, v, 0x4e));
+    if (num_lanes <= 4) v = larger(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+    if (num_lanes <= 2) v = larger(v, _mm512_permute_ps(v, 0x4e));
+    if (num_lanes <= 1) v = larger(v, _mm512_permute_ps(v, 0xb1));
+#else
+    for (int i = num_lanes; i < W; ++i) v[i % num_lanes] = std::max(v[i], v[i % num_lanes]);
     for (int i = num_lanes; i < W; ++i) v[i] = v[i % num_lanes];
+#endif
     return v;
 }
 
@@ -331,21 +246,24 @@ HRM_TARGET Vec weigh(Vec* scores, int num_vectors, int num_lanes, float scale, V
     return correction;
 }
 
-// One block of `count` tokens for kHeads query heads. `running` is the maximum and the sum of each lane.
+// One block of `count` tokens for kHeads query heads. `running` is the maximum and the sum of each lane. Memory is kept
+// busy all the time: V of this block is requested while K is scored (if `fetch`), K of the next while V is added.
 template <class Kernel, int kHeads>
 HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename Kernel::Element* values, int count,
                           const Shape& shape, const typename Kernel::Query* query, float* sums, Vec* running,
-                          bool prefetch_next) {
+                          bool fetch) {
     using Element = typename Kernel::Element;
     constexpr int kLanes = lanes(kHeads), kTokens = W / kLanes;
     constexpr int kUnits = W == 16 ? (kHeads <= 2 ? 4 : 2) : (kHeads == 1 ? 4 : kHeads == 2 ? 2 : 1);
-    const int dim = shape.head_dim;
+    const int dim = shape.head_dim, row_bytes = dim * static_cast<int>(sizeof(Element));
     Vec scores[kBlockTokens * kLanes / W];
+    const char* upcoming = reinterpret_cast<const char*>(values) + kAheadBytes;
     int filled = 0;
     for (int first = 0; first < count; first += kTokens) {
         const Element* rows[kTokens];
-        for (int t = 0; t < kTokens; ++t) rows[t] = keys + static_cast<int64_t>(std::min(first + t, count - 1)) * dim;
-        if (prefetch_next) prefetch(rows[0], values, keys, first, kTokens, shape);
+        for (int t = 0; t < kTokens; ++t) rows[t] = keys + (first + t) * dim;
+        for (int t = count - first; t < kTokens; ++t) rows[t] = rows[0];  // scored, then discarded
+        if (fetch) prefetch(upcoming + first * row_bytes, kTokens * row_bytes);
         scores[filled++] = Kernel::template score_tile<kHeads>(rows, shape, query);
     }
     float* lane = reinterpret_cast<float*>(scores);
@@ -353,15 +271,13 @@ HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename K
     const Vec correction = weigh<Kernel>(scores, filled, kLanes, shape.scale, running);
     Kernel::pack_weights(lane, count, kLanes);
 
-    Block block{lane, reinterpret_cast<const float*>(&correction), sums, shape.pad, reinterpret_cast<const char*>(keys + shape.block_tokens * dim) + (PVDIST)};
-    if (TOUCH == 2) {
-        const char* vv = reinterpret_cast<const char*>(values);
-        for (int at = 0; at < count * dim * (int)sizeof(Element); at += 64) { float x = *(const float*)(vv+at); asm volatile(""::"x"(x)); }
-    }
+    const char* next_keys = reinterpret_cast<const char*>(keys) + shape.block_tokens * row_bytes + kAheadBytes;
+    Block block{lane, reinterpret_cast<const float*>(&correction), sums, shape.pad, next_keys};
+    constexpr int kWide = kUnits * kUnit;
     int at = 0;
-    for (; at + kUnits * kUnit <= dim; at += kUnits * kUnit, block.sums += kUnits * kUnit, block.upcoming += sizeof(Element)*kUnits*kUnit*count)
+    for (; at + kWide <= dim; at += kWide, block.sums += kWide, block.upcoming += count * kWide * sizeof(Element))
         Kernel::template add_units<kHeads, kUnits, false>(values + at, dim, count, kUnit, block);
-    for (; at + kUnit <= dim; at += kUnit, block.sums += kUnit)
+    for (; at + kUnit <= dim; at += kUnit, block.sums += kUnit, block.upcoming += count * kUnit * sizeof(Element))
         Kernel::template add_units<kHeads, 1, false>(values + at, dim, count, kUnit, block);
     if (at < dim) Kernel::template add_units<kHeads, 1, true>(values + at, dim, count, dim - at, block);
 }

@@ -28,16 +28,18 @@ def profile(
     from executor.kernels import kernel_probes
     from hrm.device.opening import open_backend, parse_device
     from hrm.dtypes import DType
-    from hrm.files import to_plain, write_yaml
+    from hrm.files import check_output, to_plain, write_yaml
     from hrm.microbench.profile import profile_machine
     from hrm.report import progress, show_json, show_profile
 
+    check_output(output)
     chosen = parse_device(device)
+    command = f"hrm profile --device {device}{' --quick' if quick else ''}"
     probes = [probe for dtype in (DType.FLOAT32, DType.BFLOAT16) for probe in kernel_probes(dtype, quick)]
-    backend = open_backend(chosen)
+    backend = open_backend(chosen.device, chosen.emulated, index=chosen.index)
     try:
         with progress("profiling", quiet=json) as step:
-            measured = profile_machine(backend, probes, quick=quick, progress=step, name=output.stem)
+            measured = profile_machine(backend, probes, quick=quick, progress=step, command=command, name=output.stem)
     finally:
         backend.close()
     write_yaml(output, measured)

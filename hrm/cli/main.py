@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import typer
 from typer.main import get_command
@@ -33,7 +33,7 @@ app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.command("demo")(demo.demo)
 
 
-CommandLineError = typer.BadParameter.__mro__[2]
+CommandLineError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 """What typer raises for a command line that it cannot read; typer brings its own click or uses click's."""
 
 

@@ -80,9 +80,12 @@ def solve(
     json: options.Json = False,
 ) -> None:
     """Find the policy with the highest predicted throughput that fits in memory."""
+    from hrm.files import check_output
     from hrm.model import load_model
     from solver.grid import solve as search
 
+    if output is not None:
+        check_output(output)
     workload = options.workload_of(
         load_model(model),
         gen_len=gen_len,
@@ -119,11 +122,14 @@ def predict(
     json: options.Json = False,
 ) -> None:
     """Predict a given policy: prefill, decode, throughput, and what binds."""
+    from hrm.files import check_output
     from hrm.model import load_model
     from hrm.plan import PlanStatus
     from hrm.policy import Policy, ScheduleName
     from solver.grid import make_plan
 
+    if output is not None:
+        check_output(output)
     workload = options.workload_of(
         load_model(model),
         gen_len=gen_len,

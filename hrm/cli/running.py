@@ -22,12 +22,25 @@ def run(
 ) -> None:
     """Run a plan as written and print predicted beside measured."""
     from executor.job import run_job
-    from hrm.files import write_json
+    from hrm.device.opening import open_backend
+    from hrm.files import check_output, write_json
     from hrm.plan import load_plan
     from hrm.report import progress, show_json, show_run
+    from hrm.run_report import run_report
 
-    with progress("running", quiet=json) as step:
-        result = run_job(load_plan(plan), checkpoint, prompts, output, progress=step)
+    for path in (output, report):
+        if path is not None:
+            check_output(path)
+    loaded = load_plan(plan)
+    backend = open_backend(loaded.machine.device, loaded.machine.emulated)
+    try:
+        with progress("running", quiet=json) as step:
+            generation = run_job(
+                loaded, checkpoint, prompts, output, backend, lambda done, total: step(f"pass {done} of {total}")
+            )
+    finally:
+        backend.close()
+    result = run_report(loaded, generation.measured)
     if report is not None:
         write_json(report, result)
     show_json(result) if json else show_run([result])

@@ -25,7 +25,7 @@ TORCH_DTYPES = {
     DType.FLOAT16: torch.float16,
 }
 
-_QUICK_S, _THOROUGH_S = 13.0, 100.0
+_QUICK_S, _THOROUGH_S = 13.5, 100.0
 """Time a whole profile aims at; what is under way is finished, so the end comes a little later."""
 
 

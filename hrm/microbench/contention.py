@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from hrm.dtypes import DType
 from hrm.microbench.bench import Bench
 from hrm.microbench.compute import product
 from hrm.microbench.links import copy_work
+from hrm.microbench.measure import MIN_ROUNDS, clean_rounds
 from hrm.schedule.task import Lane
 from hrm.units import MIB
 
@@ -22,29 +22,41 @@ __all__ = ["contention"]
 _READ_BYTES, _READ_CHUNKS = 32 * MIB, 8
 _COPY_BYTES = MIB // 2
 _GEMM_SIZE, _GEMM_ROWS = 1024, 128
-_ROUNDS = 3
 
 Work = Callable[[], object]
+_AloneTogether = tuple[list[float], list[float]]
+"""Seconds of a lane's pieces of work while it worked alone, and while others worked too."""
 
 
 def contention(bench: Bench) -> dict[str, float]:
-    """Measure, per lane, its median time alone over its median time while all lanes work: a share of at most 1.
+    """Measure, per lane, its time alone over its time while the others work: a share of at most 1.
 
-    The CPU lane reads host memory, the GPU lane multiplies matrices, the links copy. Alone and together alternate, so
-    that a slow spell of the machine meets both.
+    The CPU lane reads host memory, the GPU lane multiplies matrices, the link brings data up; the way down is measured
+    in place of the way up. Alone and together alternate, so that a slow spell of the machine meets both. The times
+    compared are lower quartiles: contention slows every piece of work, a passing disturbance only some.
     """
     works = _lane_works(bench)
-    window_s = 0.15 if bench.quick else 0.5
+    window_s = 0.12 if bench.quick else 0.4
     counts = {lane: math.ceil(window_s / bench.seconds(lane, work)) for lane, work in works.items()}
-    alone: dict[Lane, list[float]] = {lane: [] for lane in works}
-    together: dict[Lane, list[float]] = {lane: [] for lane in works}
-    for _ in range(_ROUNDS):
-        for lane, work in works.items():
-            few = max(2, counts[lane] // 3)
-            alone[lane] += _durations(_run(bench, {lane: work}, {lane: few})[lane])
-        for lane, events in _overlapping(_run(bench, works, counts)).items():
-            together[lane] += _durations(events)
-    return {str(lane): min(1.0, statistics.median(alone[lane]) / statistics.median(together[lane])) for lane in works}
+    rounds = clean_rounds(lambda: _round(bench, works, counts), rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s)
+    shares = {}
+    for lane in works:
+        alone_s, together_s = (_lower_quartile([times for one in rounds for times in one[lane][at]]) for at in (0, 1))
+        shares[str(lane)] = min(1.0, alone_s / together_s)
+    return shares
+
+
+def _round(bench: Bench, works: Mapping[Lane, Work], counts: Mapping[Lane, int]) -> dict[Lane, _AloneTogether]:
+    few = {lane: max(2, count // 3) for lane, count in counts.items()}
+    alone = {lane: _durations(_run(bench, {lane: work}, few)[lane]) for lane, work in works.items()}
+    up = _overlapping(_run(bench, _without(works, Lane.D2H), counts))
+    down = _overlapping(_run(bench, _without(works, Lane.H2D), counts))
+    together = up | {Lane.D2H: down[Lane.D2H]}
+    return {lane: (alone[lane], _durations(together[lane])) for lane in works}
+
+
+def _without(works: Mapping[Lane, Work], left_out: Lane) -> dict[Lane, Work]:
+    return {lane: work for lane, work in works.items() if lane is not left_out}
 
 
 def _lane_works(bench: Bench) -> dict[Lane, Work]:
@@ -82,3 +94,7 @@ def _overlapping(events: Mapping[Lane, Sequence[Event]]) -> dict[Lane, Sequence[
 
 def _durations(events: Sequence[Event]) -> list[float]:
     return [event.ended_s - event.started_s for event in events]
+
+
+def _lower_quartile(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 4]

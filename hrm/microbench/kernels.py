@@ -21,6 +21,8 @@ __all__ = ["KernelProbe", "MakeKernel", "measure_table", "measure_tables"]
 MakeKernel = Callable[[int, int, Lane, torch.device], Callable[[], object]]
 
 _QUICK_ROWS = 4
+_SECOND_COLUMN_S = 0.8
+"""What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
 
 
@@ -29,7 +31,8 @@ class KernelProbe:
     """A kernel and the shapes to time it at; `sizes` and `rows` ascend and mean what `hrm.ceilings.Kernel` says.
 
     `make(size, rows, lane, device)` allocates the operands and returns one call of the kernel. The call should find its
-    operands as in a run, not in a cache: let it go round over several buffers.
+    operands as in a run, not in a cache: let it go round over several buffers. They may hold anything finite; filling
+    them with random numbers often takes longer than the timing.
     """
 
     kernel: Kernel
@@ -41,8 +44,12 @@ class KernelProbe:
 
 
 def measure_tables(bench: Bench, probes: Sequence[KernelProbe], levels: Iterable[str]) -> tuple[CeilingTable, ...]:
-    """Measure the table of every probe on every level, in the time that is left, shared evenly."""
-    jobs = [(probe, level) for level in levels for probe in probes if level in probe.levels]
+    """Measure the table of every probe on every level, in the time that is left, shared evenly.
+
+    The device comes first: it is the faster one, and what it leaves of its time goes to the host.
+    """
+    in_order = sorted(levels, key=lambda level: level != "gpu")
+    jobs = [(probe, level) for level in in_order for probe in probes if level in probe.levels]
     tables = []
     for done, (probe, level) in enumerate(jobs):
         bench.say(f"kernel {probe.kernel} in {probe.dtype} on {level}")
@@ -51,7 +58,7 @@ def measure_tables(bench: Bench, probes: Sequence[KernelProbe], levels: Iterable
 
 
 def measure_table(bench: Bench, probe: KernelProbe, level: str, *, budget_s: float) -> CeilingTable:
-    """Measure a probe's table row count by row count until the time is spent; the fewest rows are always measured.
+    """Measure a probe's table row count by row count until the time is spent; the fewest rows in any case.
 
     Many rows come before those between, for beyond its last row count a table keeps the rate of its edge, which is far
     too low where the edge is at few rows.
@@ -62,8 +69,10 @@ def measure_table(bench: Bench, probe: KernelProbe, level: str, *, budget_s: flo
     rows: int | None = probe.rows[0]
     while rows is not None:
         columns[rows] = _measure_column(bench, probe, _LANES[level], sizes, rows)
-        enough = bench.quick and len(columns) == _QUICK_ROWS
-        rows = None if enough else _next_rows(probe.rows, columns, deadline_s - time.perf_counter())
+        left_s = deadline_s - time.perf_counter()
+        if len(columns) == 1:
+            left_s = max(left_s, _SECOND_COLUMN_S)
+        rows = None if bench.quick and len(columns) == _QUICK_ROWS else _next_rows(probe.rows, columns, left_s)
     measured = sorted(columns)
     cells = [[columns[rows].cells[size] for rows in measured] for size in sizes]
     return CeilingTable(

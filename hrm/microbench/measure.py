@@ -15,10 +15,11 @@ from hrm.hardware import Measurement
 from hrm.schedule.task import Lane
 
 K = TypeVar("K")
+T = TypeVar("T")
 Timed = Callable[[], float]
 """Does one repeat and returns its seconds."""
 
-__all__ = ["MIN_ROUNDS", "CpuWatch", "Timed", "measure", "on_lane", "summary", "warm_up"]
+__all__ = ["MIN_ROUNDS", "CpuWatch", "Timed", "clean_rounds", "measure", "on_lane", "summary", "warm_up"]
 
 MIN_ROUNDS = 3
 _NOISY_SHARE = 0.1
@@ -70,22 +71,27 @@ def warm_up(cases: Mapping[K, Timed]) -> dict[K, float]:
     return {key: timed() for key, timed in cases.items()}
 
 
-def measure(cases: Mapping[K, Timed], *, rounds: int, budget_s: float) -> dict[K, tuple[float, ...]]:
-    """Time warmed-up cases in turn, round by round, so that a slow spell of the machine meets all of them.
+def clean_rounds(once: Callable[[], T], *, rounds: int, budget_s: float) -> list[T]:
+    """Do something `rounds` times over and return what came of it, rounds with foreign load redone.
 
-    A round with foreign load is redone, at most `rounds` times in all. Stops early when `budget_s` is spent, but not
-    before `MIN_ROUNDS`. Contaminated rounds are used only where too few clean ones came together.
+    At most `rounds` are redone in all. Stops early when `budget_s` is spent, but not before `MIN_ROUNDS`. Contaminated
+    rounds are used only where too few clean ones came together.
     """
-    clean: list[dict[K, float]] = []
-    dirty: list[dict[K, float]] = []
+    clean: list[T] = []
+    dirty: list[T] = []
     deadline_s = time.perf_counter() + budget_s
     while len(clean) < rounds and len(dirty) <= rounds:
         watch = CpuWatch()
-        times = {key: timed() for key, timed in cases.items()}
-        (dirty if watch.contaminated() else clean).append(times)
+        result = once()
+        (dirty if watch.contaminated() else clean).append(result)
         if len(clean) + len(dirty) >= MIN_ROUNDS and time.perf_counter() >= deadline_s:
             break
-    kept = clean if len(clean) >= MIN_ROUNDS else clean + dirty
+    return clean if len(clean) >= MIN_ROUNDS else clean + dirty
+
+
+def measure(cases: Mapping[K, Timed], *, rounds: int, budget_s: float) -> dict[K, tuple[float, ...]]:
+    """Time warmed-up cases in turn, round by round, so that a slow spell of the machine meets all of them."""
+    kept = clean_rounds(lambda: {key: timed() for key, timed in cases.items()}, rounds=rounds, budget_s=budget_s)
     return {key: tuple(times[key] for times in kept) for key in cases}
 
 

@@ -14,15 +14,17 @@ from hrm.units import MIB
 __all__ = ["device_memory_rates", "host_memory_rates", "num_threads"]
 
 _BUFFER_BYTES = 256 * MIB
+"""What a repeat goes through: read whole, or its first half copied to a buffer of that size."""
 
 Case = tuple[float, Callable[[], object]]
 
 
 def _cases(target: torch.Tensor, source: torch.Tensor) -> dict[str, Case]:
     """Make the cases; reading counts each byte once, copying twice: read and written."""
+    copied = source[: target.numel()]
     return {
         "read": (float(source.nbytes), source.sum),
-        "copy": (2.0 * source.nbytes, lambda: target.copy_(source)),
+        "copy": (2.0 * target.nbytes, lambda: target.copy_(copied)),
     }
 
 
@@ -36,9 +38,7 @@ def num_threads(bench: Bench, lane: Lane) -> int:
 def host_memory_rates(bench: Bench) -> dict[str, Measurement]:
     """Measure bytes/s of host memory: `read` and `copy` with all threads, `read_1` and `copy_1` with one."""
     elements = _BUFFER_BYTES // 4
-    source, target = torch.zeros(elements), torch.zeros(elements)
-    source += 1.0
-    target += 1.0
+    source, target = torch.ones(elements), torch.ones(elements // 2)
     cases = _cases(target, source)
     threads = num_threads(bench, Lane.CPU)
     if threads > 1:
@@ -61,7 +61,7 @@ def _with_one_thread(work: Callable[[], object], threads: int) -> Callable[[], o
 def device_memory_rates(bench: Bench) -> dict[str, Measurement]:
     """Measure bytes/s of device memory: `read` and `copy`."""
     elements = min(_BUFFER_BYTES, bench.backend.memory_capacity_bytes // 4) // 4
-    source, target = (bench.backend.empty((elements,), torch.float32) for _ in range(2))
+    source, target = (bench.backend.empty((count,), torch.float32) for count in (elements, elements // 2))
 
     def fill() -> None:
         source.fill_(1.0)

@@ -16,6 +16,7 @@ from hrm.microbench.contention import contention
 from hrm.microbench.kernels import KernelProbe, measure_tables
 from hrm.microbench.links import link_rates
 from hrm.microbench.machine import memory_bytes, setting
+from hrm.microbench.measure import CpuWatch
 from hrm.microbench.memory import device_memory_rates, host_memory_rates, num_threads
 from hrm.schedule.task import Lane
 from hrm.units import format_bytes_per_s, format_s
@@ -77,9 +78,7 @@ def profile_machine(
     if backend.name != "none":
         levels["gpu"] = _device_level(bench, notes, spec)
         links = _links(bench, notes, spec)
-        bench.say("contention between the lanes")
-        shares = contention(bench)
-        notes.other("contention", "median time alone over median time with all lanes busy")
+        shares = _contention(bench, notes)
     tables = measure_tables(bench, probes, levels)
     for table in tables:
         path = f"ceilings.{table.kernel}.{table.level}.{table.dtype}"
@@ -95,6 +94,19 @@ def profile_machine(
         contention=shares,
         provenance=notes.by_path,
     )
+
+
+def _contention(bench: Bench, notes: _Notes) -> dict[str, float]:
+    bench.say("contention between the lanes")
+    watch = CpuWatch()
+    shares = contention(bench)
+    detail = "time alone over time with the host, the device and one direction of the link busy"
+    if watch.contaminated():
+        # Others take the core that a lane leaves idle, so they slow only what is measured together.
+        bench.say("other processes use these cores: contention comes out too strong, profile again when it is quiet")
+        detail += ", disturbed by other processes"
+    notes.other("contention", detail)
+    return shares
 
 
 def _host_level(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> Level:

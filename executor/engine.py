@@ -1,0 +1,235 @@
+"""The engine: loads a checkpoint as a plan wants it, then runs jobs by the plan's schedule, wave after wave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import torch
+
+from executor.buffers import WaveBuffers
+from executor.decoder import RotaryTable, workspace_bytes
+from executor.kv_cache import KVCache
+from executor.measure import WaveSpans, measured
+from executor.prompts import Completion, Prompt
+from executor.running import run_schedule
+from executor.state import WaveState
+from executor.tasks import TaskRunner
+from executor.tokenizer import Tokenizer, end_tokens
+from executor.warm_up import warm_up
+from executor.wave import deal_waves, make_wave
+from executor.weights import load_weights, torch_dtype
+from executor.workspace import Allocate, Workspace
+from hrm.device.backend import Backend
+from hrm.dtypes import DType
+from hrm.errors import HrmError, ModelError, PolicyError
+from hrm.model import ModelSpec, load_model
+from hrm.policy import Policy, Processor
+from hrm.records import record
+from hrm.run_report import Measured
+from hrm.schedule.catalog import build_schedule
+from hrm.workload import Workload
+
+__all__ = ["Engine", "Generation", "Runnable"]
+
+_FREE_FIELDS = ("name", "dtype")
+"""Fields in which a plan's model may differ from the checkpoint: what it is called, and how its weights are stored."""
+
+
+class Runnable(Protocol):
+    """The part of a plan that the engine needs."""
+
+    @property
+    def policy(self) -> Policy:
+        """What to run."""
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model it was made for."""
+
+    @property
+    def workload(self) -> Workload:
+        """The job it was made for; the engine keeps to its `gen_len` and longest prompt."""
+
+
+@record
+class Generation:
+    """The answers in the order of the prompts, what was measured, and when each task ran, wave by wave."""
+
+    completions: tuple[Completion, ...]
+    measured: Measured
+    waves: tuple[WaveSpans, ...]
+
+
+class Engine:
+    """A checkpoint loaded for a plan on a backend.
+
+    Raises
+    ------
+    PolicyError
+        When the policy cannot be run as written on this backend.
+    ModelError
+        When the checkpoint holds another model than the plan is for.
+    FileError
+        When the checkpoint is incomplete or damaged.
+    OutOfMemoryError
+        When the device cannot hold what the plan puts there.
+    """
+
+    def __init__(self, plan: Runnable, checkpoint_dir: str | Path, backend: Backend) -> None:
+        self.policy, self.workload, self.backend = plan.policy, plan.workload, backend
+        self.model = load_model(checkpoint_dir)
+        _check_model(plan.model, self.model, checkpoint_dir)
+        self._schedule = build_schedule(self.policy, self.model)
+        _check_backend(self.policy, backend)
+        self._tokenizer = Tokenizer(checkpoint_dir)
+        self._end_tokens = end_tokens(checkpoint_dir)
+        self._process = psutil.Process()
+        self._peak_rss_bytes = 0
+        self._weights, self._experts = load_weights(self.policy, self.model, Path(checkpoint_dir), backend)
+        on_gpu = self.policy.ffn_device is Processor.GPU
+        self._allocate: Allocate = backend.empty if on_gpu else backend.host_empty
+        self._device = backend.device if on_gpu else torch.device("cpu")
+        dtype = torch_dtype(self.policy.weight_dtype)
+        self._rotary = RotaryTable(self.model, self.workload.max_context_len, dtype, self._device)
+
+    def generate(self, prompts: Sequence[Prompt], on_progress: Callable[[int, int], None] | None = None) -> Generation:
+        """Generate `gen_len` tokens for each prompt, greedily; answers are cut at an end token or `max_new_tokens`.
+
+        `on_progress` hears how many passes are done, of how many.
+
+        Raises
+        ------
+        HrmError
+            When a prompt does not fit the plan.
+        """
+        gen_len = self.workload.gen_len
+        self._check_prompts(prompts)
+        members = deal_waves([len(prompt.tokens) for prompt in prompts], self.policy.batch_size)
+        generated: dict[int, list[int]] = {}
+        waves = []
+        for number, places in enumerate(members):
+
+            def on_pass(index: int, done: int = number * gen_len) -> None:
+                self._watch_memory()
+                if on_progress is not None:
+                    on_progress(done + index + 1, len(members) * gen_len)
+
+            waves.append(self._run_wave(places, prompts, generated, on_pass))
+        result = measured(
+            waves,
+            sequences=len(prompts),
+            prompt_tokens=sum(len(prompt.tokens) for prompt in prompts),
+            gen_len=gen_len,
+            peak_bytes={"gpu": self.backend.memory_peak_bytes, "cpu": self._peak_rss_bytes},
+        )
+        completions = tuple(self._completion(prompt, generated[place]) for place, prompt in enumerate(prompts))
+        return Generation(completions=completions, measured=result, waves=tuple(waves))
+
+    def _run_wave(
+        self,
+        places: Sequence[int],
+        prompts: Sequence[Prompt],
+        generated: dict[int, list[int]],
+        on_pass: Callable[[int], None],
+    ) -> WaveSpans:
+        state = self._wave_state(places, prompts)
+        runner = TaskRunner(state)
+        warm_up(state, {task.lane for task in (*self._schedule.prefill, *self._schedule.decode)})
+        self._watch_memory()
+        begun_s = time.perf_counter()
+        spans = run_schedule(self._schedule, self.workload.gen_len, runner, self.backend, on_pass)
+        generated.update(zip(state.wave.order, state.buffers.generated.t().tolist(), strict=True))
+        return WaveSpans(begun_s=begun_s, spans=tuple(spans))
+
+    def _wave_state(self, places: Sequence[int], prompts: Sequence[Prompt]) -> WaveState:
+        """Allocate what the wave holds, to the token, and map its memory."""
+        policy, model, gen_len = self.policy, self.model, self.workload.gen_len
+        wave = make_wave(places, [len(prompt.tokens) for prompt in prompts], policy)
+        tokens = [token for place in wave.order for token in prompts[place].tokens]
+        positions = [position for length in wave.prompt_lens for position in range(length)]
+        largest = max(batch.num_tokens for batch in wave.micro_batches)
+        lengths = torch.tensor(wave.prompt_lens)
+        return WaveState(
+            policy=policy,
+            model=model,
+            backend=self.backend,
+            weights=self._weights,
+            experts=self._experts,
+            rotary=self._rotary,
+            workspace=Workspace(workspace_bytes(model, largest, policy.micro_batch_size), self._allocate),
+            wave=wave,
+            cache=self._cache([length + gen_len - 1 for length in wave.prompt_lens]),
+            buffers=WaveBuffers(policy, model, wave, gen_len, self.backend),
+            prompt_tokens=torch.tensor(tokens, device=self._device),
+            positions=torch.tensor(positions, device=self._device),
+            lengths=lengths.to(self._device),
+            host_lengths=lengths,
+        )
+
+    def _cache(self, capacities: Sequence[int]) -> KVCache:
+        pinned = self.policy.ffn_device is Processor.GPU
+
+        def host(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+            return self.backend.host_empty(shape, dtype, pinned=pinned)
+
+        allocate: Allocate = host if self.policy.attention_device is Processor.CPU else self.backend.empty
+        return KVCache(self.model, capacities, torch_dtype(self.policy.kv_dtype), allocate)
+
+    def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        longest, gen_len = self.workload.max_prompt_len, self.workload.gen_len
+        if not prompts:
+            raise HrmError("no prompts: there is nothing to generate (give at least one)")
+        for prompt in prompts:
+            if not 0 < len(prompt.tokens) <= longest:
+                raise HrmError(
+                    f"prompt {prompt.id!r}: {len(prompt.tokens)} tokens, the plan takes 1 to {longest} "
+                    f"(plan again with --max-prompt-len)"
+                )
+            if max(prompt.tokens) >= self.model.vocab_size or min(prompt.tokens) < 0:
+                raise HrmError(f"prompt {prompt.id!r}: a token is outside the vocabulary of {self.model.vocab_size}")
+            if prompt.max_new_tokens is not None and prompt.max_new_tokens > gen_len:
+                raise HrmError(
+                    f"prompt {prompt.id!r}: max_new_tokens {prompt.max_new_tokens} exceeds the plan's gen_len "
+                    f"{gen_len} (plan again with a larger --gen-len)"
+                )
+
+    def _completion(self, prompt: Prompt, made: Iterable[int]) -> Completion:
+        tokens = list(made)[: prompt.max_new_tokens]
+        end = next((index for index, token in enumerate(tokens) if token in self._end_tokens), None)
+        tokens = tokens if end is None else tokens[: end + 1]
+        return Completion(
+            id=prompt.id,
+            prompt_tokens=len(prompt.tokens),
+            tokens=tuple(tokens),
+            text=self._tokenizer.decode(tokens) if self._tokenizer.exists else None,
+            finish_reason="length" if end is None else "stop",
+        )
+
+    def _watch_memory(self) -> None:
+        """Note the process's memory; an emulated device's lies in it and is not the host's."""
+        inside = self.backend.memory_used_bytes if self.backend.device.type == "cpu" else 0
+        self._peak_rss_bytes = max(self._peak_rss_bytes, self._process.memory_info().rss - inside)
+
+
+def _check_model(planned: ModelSpec, found: ModelSpec, checkpoint_dir: str | Path) -> None:
+    for field in ModelSpec.__dataclass_fields__:
+        wanted, here = getattr(planned, field), getattr(found, field)
+        if field not in _FREE_FIELDS and wanted != here:
+            raise ModelError(
+                f"{checkpoint_dir}: {field} is {here}, the plan is for {wanted} (plan again for this checkpoint)"
+            )
+
+
+def _check_backend(policy: Policy, backend: Backend) -> None:
+    allowed = [DType.FLOAT32, DType.BFLOAT16]
+    if backend.device.type != "cpu" and policy.attention_device is Processor.GPU:
+        allowed.append(DType.FLOAT16)
+    for name, dtype in (("weight_dtype", policy.weight_dtype), ("kv_dtype", policy.kv_dtype)):
+        if dtype not in allowed:
+            raise PolicyError(f"{name} {dtype}: not executed on this device (one of {', '.join(allowed)})")
+    if policy.ffn_device is Processor.GPU and backend.memory_capacity_bytes == 0:
+        raise PolicyError(f"ffn_device gpu: backend {backend.name} has no device (plan for the CPU, or open a device)")

@@ -1,0 +1,184 @@
+"""The executor's kernels as values, for the profiler to time: the very functions that the engine calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import torch
+
+from executor.attention import append_kv, decode_attention, prefill_attention
+from executor.decoder import rms_norm, rotate
+from executor.experts import apply_expert, assignments, experts_workspace_bytes, route
+from executor.linear import linear, linear_workspace_bytes, operand
+from executor.weights import torch_dtype
+from executor.workspace import Workspace
+from hrm.ceilings import Kernel
+from hrm.dtypes import DType
+from hrm.microbench.kernels import KernelProbe
+from hrm.schedule.task import Lane
+
+__all__ = ["kernel_probes"]
+
+WORKING_SET_BYTES = 64 * 2**20
+"""Weights or cache that calls go round over: what a run streams from memory must not lie in a cache here."""
+HEAD_DIM = 64
+NUM_KV_HEADS = 4
+GROUP = 4
+"""Query heads per KV head of the attention probes, as in Mixtral."""
+KV_SIZE = NUM_KV_HEADS * HEAD_DIM
+FFN_RATIO = 3.0
+"""Intermediate over hidden size of the expert probes; published models lie between 2.7 and 3.5."""
+ROUTED_EXPERTS, ROUTED_PER_TOKEN = 8, 2
+
+_WEIGHT_SIZES = (2**16, 2**19, 2**22, 2**25)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+_CONTEXTS = (16, 128, 512, 2048)
+_PROMPTS = (16, 64, 256, 1024)
+
+Call = Callable[[], object]
+
+
+def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
+    """Return a probe per kernel, computing in `dtype`; `quick` leaves out the largest shapes.
+
+    Attention is probed with heads of 64 in groups of four, its cache in `dtype` too, including the append of the new
+    token; an expert with the gathering of its tokens and the weighted sum; element-wise work as one layer's chain.
+    """
+    kind = torch_dtype(dtype)
+
+    def probe(
+        kernel: Kernel,
+        make: Callable[[int, int, torch.device, torch.dtype], Call],
+        sizes: Sequence[int],
+        rows: Sequence[int],
+    ) -> KernelProbe:
+        def made(size: int, count: int, _lane: Lane, device: torch.device) -> Call:
+            with torch.inference_mode():
+                return _inference(make(size, count, device, kind))
+
+        return KernelProbe(kernel=kernel, dtype=dtype, sizes=tuple(sizes), rows=tuple(rows), make=made)
+
+    last = -1 if quick else None
+    contexts, prompts = ([2 * tokens * KV_SIZE for tokens in lens[:last]] for lens in (_CONTEXTS, _PROMPTS))
+    return (
+        probe(Kernel.PROJECTION, _projection, _WEIGHT_SIZES[:last], _ROWS),
+        probe(Kernel.EXPERT_FFN, _expert_ffn, _WEIGHT_SIZES[1:last], _ROWS),
+        probe(Kernel.ATTENTION_DECODE, _attention_decode, contexts, (1, 8, 32, 128)),
+        probe(Kernel.ATTENTION_PREFILL, _attention_prefill, prompts, (1, 8)),
+        probe(Kernel.ELEMENTWISE, _elementwise, (256, 1024, 4096), _ROWS),
+    )
+
+
+def _inference(call: Call) -> Call:
+    def run() -> object:
+        with torch.inference_mode():
+            return call()
+
+    return run
+
+
+def _filled(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Allocate finite values in pages of their own: untouched zeros would all be the same page."""
+    return torch.full((elements,), 1 / 64, dtype=dtype, device=device)
+
+
+def _copies(elements: int, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Allocate as many operands of a size as exceed the caches together."""
+    count = max(1, math.ceil(WORKING_SET_BYTES / (elements * dtype.itemsize)))
+    return list(torch.split(_filled(count * elements, device, dtype), elements))
+
+
+def _workspace(num_bytes: int, device: torch.device) -> Workspace:
+    return Workspace(num_bytes, lambda shape, dtype: torch.empty(tuple(shape), dtype=dtype, device=device))
+
+
+def _width(size: int, ratio: float) -> int:
+    """Return the inputs of a matrix of `size` elements with `ratio` outputs per input, a power of two."""
+    return int(2 ** round(math.log2(math.sqrt(size / ratio))))
+
+
+def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+    inputs = _width(size, 1.0)
+    weights = cycle([weight.view(size // inputs, inputs) for weight in _copies(size, device, dtype)])
+    x = _filled(rows * inputs, device, dtype).view(rows, inputs)
+    outputs = size // inputs
+    workspace = _workspace(linear_workspace_bytes(rows, inputs, outputs) + 4 * rows * outputs, device)
+
+    def call() -> None:
+        with workspace.frame():
+            linear(x, next(weights), workspace)
+
+    return call
+
+
+def _expert_ffn(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+    hidden = _width(size, FFN_RATIO)
+    experts = cycle(_copies(3 * size, device, dtype))
+    needed = experts_workspace_bytes(rows, hidden, size // hidden, ROUTED_EXPERTS)
+    workspace = _workspace(needed + 4 * rows * hidden, device)
+    first = next(experts)
+    x = operand(_filled(rows * hidden, device, dtype).view(rows, hidden), first, workspace)
+    total = torch.zeros_like(x)
+    tokens = torch.arange(rows, device=device)
+    shares = torch.full((rows, 1), 0.5, device=device)
+
+    def call() -> None:
+        apply_expert(x, tokens, shares, next(experts), workspace, total)
+
+    return call
+
+
+def _attention_decode(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+    context = size // (2 * KV_SIZE)
+    caches = cycle(list(zip(*[_copies(rows * context * KV_SIZE, device, dtype) for _ in range(2)], strict=True)))
+    query = _filled(rows * GROUP * KV_SIZE, device, dtype).view(rows, GROUP * NUM_KV_HEADS, HEAD_DIM)
+    new = _filled(rows * KV_SIZE, device, dtype).view(rows, NUM_KV_HEADS, HEAD_DIM)
+    out = torch.empty_like(query)
+    capacities = torch.full((rows,), context)
+    offsets = torch.arange(rows) * (context * KV_SIZE)
+
+    def call() -> None:
+        keys, values = next(caches)
+        append_kv(new, new, keys, values, (offsets, capacities, capacities - 1))
+        decode_attention(query, keys, values, (offsets, capacities, capacities), NUM_KV_HEADS, out)
+
+    return call
+
+
+def _attention_prefill(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+    tokens = size // (2 * KV_SIZE)
+    query = _filled(rows * tokens * GROUP * KV_SIZE, device, dtype).view(rows, tokens, GROUP * NUM_KV_HEADS, HEAD_DIM)
+    keys = _filled(rows * tokens * KV_SIZE, device, dtype).view(rows, NUM_KV_HEADS, tokens, HEAD_DIM)
+    out = torch.empty_like(query).view(rows, tokens, GROUP * KV_SIZE)
+
+    def call() -> None:
+        for prompt in range(rows):
+            prefill_attention(query[prompt], keys[prompt], keys[prompt], out[prompt])
+
+    return call
+
+
+def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+    """Two norms, RoPE of queries and keys, routing, the sum to add to, two residuals: of one layer."""
+    workspace = _workspace(4 * 8 * rows * size + 16 * 64, device)
+    hidden = _filled(rows * size, device, dtype).view(rows, size)
+    weight = _filled(size, device, dtype)
+    heads = size // HEAD_DIM
+    cos, sin = (_filled(rows * HEAD_DIM // 2, device, dtype).view(rows, 1, HEAD_DIM // 2) for _ in range(2))
+    logits = torch.rand((rows, ROUTED_EXPERTS), device=device).to(dtype)
+
+    def call() -> None:
+        with workspace.frame():
+            normed = rms_norm(hidden, weight, 1e-5, workspace).view(rows, heads, HEAD_DIM)
+            for part in (normed, normed[:, : max(1, heads // GROUP)]):
+                rotate(part, cos, sin, workspace.take(part.shape, dtype))
+            hidden.add_(normed.view(rows, size))
+        with workspace.frame():
+            normed = rms_norm(hidden, weight, 1e-5, workspace)
+            wide = operand(normed, weight, workspace)
+            assignments(*route(logits, ROUTED_PER_TOKEN), ROUTED_EXPERTS)
+            hidden.add_(workspace.take(hidden.shape, wide.dtype).zero_())
+
+    return call

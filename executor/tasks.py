@@ -1,0 +1,58 @@
+"""From a task of the schedule to the work to submit; when it runs is the schedule's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from executor.decode import DecodeTasks
+from executor.prefill import PrefillTasks
+from executor.state import Step, WaveState
+from hrm.schedule.task import Phase, Task, TaskKind
+
+__all__ = ["TaskRunner"]
+
+
+class TaskRunner:
+    """One handler per task kind and phase."""
+
+    def __init__(self, state: WaveState) -> None:
+        prefill, decode = PrefillTasks(state), DecodeTasks(state)
+        self._state = state
+        self._handlers: dict[tuple[Phase, TaskKind], Callable[[Step], None]] = {
+            (Phase.PREFILL, TaskKind.PRE_ATTENTION): prefill.pre_attention,
+            (Phase.PREFILL, TaskKind.QKV_OFFLOAD): prefill.offload,
+            (Phase.PREFILL, TaskKind.ATTENTION): prefill.attention,
+            (Phase.PREFILL, TaskKind.POST_ATTENTION): prefill.post_attention,
+            (Phase.DECODE, TaskKind.PRE_ATTENTION): decode.pre_attention,
+            (Phase.DECODE, TaskKind.QKV_OFFLOAD): decode.offload,
+            (Phase.DECODE, TaskKind.ATTENTION): decode.attention,
+            (Phase.DECODE, TaskKind.HIDDEN_UPLOAD): decode.upload,
+            (Phase.DECODE, TaskKind.POST_ATTENTION): decode.post_attention,
+        }
+
+    def work(self, phase: Phase, task: Task, pass_index: int) -> Callable[[], None]:
+        """Return what to submit for a task of pass `pass_index` (0 is prefill)."""
+        step = Step(task, pass_index)
+        if task.kind in (TaskKind.PAGE_PIN, TaskKind.PAGE_COPY):
+            return lambda: self._page(step)
+        if not self._state.batch(step).num_sequences:
+            return _nothing
+        handler = self._handlers[phase, task.kind]
+
+        def run() -> None:
+            with torch.inference_mode():
+                handler(step)
+
+        return run
+
+    def _page(self, step: Step) -> None:
+        experts, use = self._state.experts, self._state.use(step)
+        move = experts.pin_page if step.task.kind is TaskKind.PAGE_PIN else experts.copy_page
+        with torch.inference_mode():
+            move(step.task.layer, step.task.part, use)
+
+
+def _nothing() -> None:
+    """Do the work of a micro-batch that a last, smaller wave does not reach."""

@@ -1,0 +1,31 @@
+"""The one optional part of the build: the CPU kernels in C++. Everything else is in pyproject.toml.
+
+Without a working compiler the installation succeeds and the kernels run through torch instead.
+"""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "executor.native._attention",
+            sources=["executor/native/attention.cpp"],
+            depends=["executor/native/attention_kernel.h", "executor/native/bfloat16_dot.h"],
+            language="c++",
+            extra_compile_args=[
+                "-O3",
+                "-g0",
+                "-std=c++17",
+                "-pthread",
+                "-ffp-contract=fast",
+                "-fno-math-errno",
+                "-fvisibility=hidden",
+                "-Wno-psabi",
+                "-Wno-maybe-uninitialized",
+                "-Wno-uninitialized",
+            ],
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+    ]
+)

@@ -1,0 +1,171 @@
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralSparseMoeBlock
+
+from executor import linear as linear_module
+from executor.attention import append_kv, decode_attention, prefill_attention
+from executor.decoder import rms_norm
+from executor.experts import experts_workspace_bytes, mixture
+from executor.kernels import kernel_probes
+from executor.kv_cache import KVCache
+from executor.linear import linear, linear_workspace_bytes, operand
+from executor.weights import page_bounds
+from executor.workspace import host_workspace
+from hrm.ceilings import Kernel
+from hrm.dtypes import DType
+from hrm.errors import OutOfMemoryError
+from hrm.model import ModelSpec
+from hrm.schedule.task import Lane
+
+
+def test_a_frame_gives_back_what_it_took_and_nothing_overlaps():
+    workspace = host_workspace(1024)
+    kept = workspace.take((3,), torch.float32)
+    with workspace.frame():
+        inside = workspace.take((5,), torch.float32)
+        assert inside.data_ptr() >= kept.data_ptr() + kept.nbytes
+        assert inside.data_ptr() % 64 == kept.data_ptr() % 64
+
+    assert workspace.take((5,), torch.float32).data_ptr() == inside.data_ptr()
+    with pytest.raises(OutOfMemoryError, match="of 1024 in use"):
+        workspace.take((1000,), torch.float32)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 2, 17])
+def test_linear_is_the_product_in_every_format_and_by_every_way(monkeypatch, rows, dtype, native):
+    monkeypatch.setattr(linear_module, "is_native", lambda kind, _device: native or kind == torch.float32)
+    monkeypatch.setattr(linear_module, "PIECE_ELEMENTS", 100)
+    monkeypatch.setattr(linear_module, "ROWS_AT_A_TIME", 8)
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, 24).to(dtype), torch.randn(15, 24).to(dtype)
+    expected = x.double() @ weight.double().t()
+    workspace = host_workspace(4 * rows * (24 + 15) + linear_workspace_bytes(rows, 24, 15))
+
+    narrow = linear(x, weight, workspace)
+
+    assert narrow.dtype == dtype
+    torch.testing.assert_close(narrow.double(), expected, rtol=2e-2, atol=5e-2)
+    wide = linear(operand(x, weight, workspace), weight, host_workspace(2**16))
+    torch.testing.assert_close(wide.double(), expected, rtol=2e-2, atol=5e-2)
+
+
+def test_rms_norm_is_that_of_transformers():
+    torch.manual_seed(0)
+    reference = MixtralRMSNorm(32, eps=1e-5)
+    reference.weight.data.uniform_(0.5, 1.5)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
+        x = (3 * torch.randn(7, 32)).to(dtype)
+        weight = reference.weight.detach().to(dtype)
+
+        normed = rms_norm(x, weight, 1e-5, host_workspace(2**14))
+
+        torch.testing.assert_close(normed.float(), reference(x.float()).detach(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 300])
+def test_mixture_is_that_of_transformers(tokens):
+    torch.manual_seed(tokens)
+    config = MixtralConfig(hidden_size=16, intermediate_size=24, num_local_experts=5, num_experts_per_tok=2)
+    block = MixtralSparseMoeBlock(config).eval()
+    for parameter in block.parameters():
+        parameter.data.normal_()
+    x = torch.randn(tokens, 16)
+    flat = [
+        torch.cat([up.flatten(), down.flatten()])
+        for up, down in zip(block.experts.gate_up_proj.data, block.experts.down_proj.data, strict=True)
+    ]
+    workspace = host_workspace(experts_workspace_bytes(tokens, 16, 24, 5))
+
+    total = mixture(x, block.gate.weight.data, flat, 2, workspace)
+
+    torch.testing.assert_close(total, block(x[None])[0].detach(), rtol=1e-4, atol=1e-3)
+
+
+def test_the_workspace_suffices_when_all_tokens_choose_the_same_expert():
+    tokens, experts = 40, [torch.randn(3 * 16 * 24).bfloat16() for _ in range(4)]
+    router = torch.zeros(4, 16).bfloat16()
+    workspace = host_workspace(experts_workspace_bytes(tokens, 16, 24, 4))
+
+    mixture(torch.randn(tokens, 16).bfloat16(), router, experts, 2, workspace)
+
+    assert 0 < workspace.peak_bytes <= workspace.capacity_bytes
+
+
+def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
+    """Ragged sequences: the last row of causal attention is what one decode step computes."""
+    model = ModelSpec(
+        name="tiny",
+        family="mixtral",
+        num_layers=1,
+        hidden_size=24,
+        intermediate_size=8,
+        num_query_heads=6,
+        num_kv_heads=2,
+        head_dim=16,
+        num_experts=2,
+        experts_per_token=1,
+        vocab_size=7,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    lens = [5, 1, 12]
+    cache = KVCache(
+        model, [length + 3 for length in lens], torch.float32, lambda shape, kind: torch.empty(shape, dtype=kind)
+    )
+    sequences = [tuple(torch.randn(length + 1, heads, 16) for heads in (6, 2, 2)) for length in lens]
+    for index, (length, (_, keys, values)) in enumerate(zip(lens, sequences, strict=True)):
+        for target, source in zip(cache.prompt_rows(0, index, length), (keys, values), strict=True):
+            target.copy_(source[:length].transpose(0, 1))
+    query, new_keys, new_values = (torch.stack([parts[at][-1] for parts in sequences]) for at in range(3))
+    cached = torch.tensor(lens)
+    out = torch.empty_like(query)
+
+    append_kv(new_keys, new_values, cache.keys[0], cache.values[0], cache.layout(0, 3, cached))
+    decode_attention(query, cache.keys[0], cache.values[0], cache.layout(0, 3, cached + 1), 2, out)
+
+    for index, (queries, keys, values) in enumerate(sequences):
+        whole = torch.empty(lens[index] + 1, 6 * 16)
+        prefill_attention(queries, keys.transpose(0, 1), values.transpose(0, 1), whole)
+        torch.testing.assert_close(out[index].flatten(), whole[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_prefill_attention_is_causal_and_grouped():
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(9, 6, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
+    out = torch.empty(9, 48)
+
+    prefill_attention(query, keys, values, out)
+
+    keys, values = (part.repeat_interleave(3, dim=0) for part in (keys, values))
+    expected = F.scaled_dot_product_attention(query.transpose(0, 1), keys, values, is_causal=True)
+    torch.testing.assert_close(out.view(9, 6, 8), expected.transpose(0, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_elements", "num_pages"), [(0, 3), (5, 4), (1000, 7), (4096, 1), (100_000, 13)])
+def test_pages_cover_everything_once_and_are_nearly_equal(num_elements, num_pages):
+    bounds = page_bounds(num_elements, num_pages, 2)
+
+    sizes = [last - first for first, last in pairwise(bounds)]
+    assert (len(sizes), bounds[0], bounds[-1]) == (num_pages, 0, num_elements)
+    assert min(sizes) >= 0
+    assert all(abs(size - num_elements / num_pages) <= 64 / 2 for size in sizes)
+    assert all(bound * 2 % 64 == 0 for bound in bounds[1:-1])
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
+def test_every_kernel_has_a_probe_that_runs(dtype):
+    probes = kernel_probes(dtype, quick=True)
+
+    assert {probe.kernel for probe in probes} == set(Kernel)
+    for probe in probes:
+        assert list(probe.sizes) == sorted(set(probe.sizes))
+        assert list(probe.rows) == sorted(set(probe.rows))
+        call = probe.make(probe.sizes[0], probe.rows[1], Lane.CPU, torch.device("cpu"))
+        call()
+        call()

@@ -1,0 +1,216 @@
+"""The profiler: how it times, what it leaves out, and that what it writes can be read back."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from hrm.ceilings import Kernel
+from hrm.device.emulated import EmulatedBackend
+from hrm.device.host import HostBackend
+from hrm.device.streams import allowed_cores
+from hrm.dtypes import DType
+from hrm.files import write_yaml
+from hrm.hardware import EmulatedSpec, load_profile
+from hrm.microbench import bench as bench_module
+from hrm.microbench import compute, measure, memory
+from hrm.microbench.bench import Bench
+from hrm.microbench.compute import gemm_rates
+from hrm.microbench.kernels import KernelProbe, measure_table
+from hrm.microbench.profile import profile_machine
+from hrm.schedule.task import Lane
+from hrm.units import MIB
+
+SPEC = EmulatedSpec(
+    name="tiny", memory_capacity_bytes=32 * MIB, h2d_bytes_per_s=2e8, d2h_bytes_per_s=1e8, host_slowdown=2.0
+)
+
+two_cores = pytest.mark.skipif(len(allowed_cores()) < 2, reason="the emulated device needs a core of its own")
+
+
+@pytest.fixture
+def host():
+    backend = HostBackend(threads=1)
+    yield Bench(backend, quick=True)
+    backend.close()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Small buffers and little time: what is measured then is a cache, which is enough to test the way."""
+    monkeypatch.setattr(memory, "_BUFFER_BYTES", MIB)
+    monkeypatch.setattr(bench_module, "_QUICK_S", 1.0)
+
+
+def _sleeping_probe(seconds_per_cell: float) -> KernelProbe:
+    def make(size, rows, lane, device):
+        assert lane in (Lane.CPU, Lane.GPU)
+        assert device == torch.device("cpu")
+        return lambda: time.sleep(size * rows * seconds_per_cell)
+
+    return KernelProbe(
+        kernel=Kernel.PROJECTION, dtype=DType.FLOAT32, sizes=(1, 2, 4), rows=(1, 2, 4, 8, 16, 32), make=make
+    )
+
+
+def _verdicts(monkeypatch: pytest.MonkeyPatch, *contaminated: bool) -> None:
+    """Let the watch say of successive rounds whether they were contaminated; clean when the list ends."""
+    verdicts = iter(contaminated)
+    monkeypatch.setattr(measure.CpuWatch, "contaminated", lambda _: next(verdicts, False))
+
+
+def test_cases_take_turns(monkeypatch):
+    _verdicts(monkeypatch)
+    order: list[str] = []
+
+    def case(name: str, seconds: float) -> measure.Timed:
+        def once() -> float:
+            order.append(name)
+            return seconds
+
+        return once
+
+    times = measure.measure({"a": case("a", 1.0), "b": case("b", 2.0)}, rounds=3, budget_s=1.0)
+
+    assert "".join(order) == "ababab"
+    assert times == {"a": (1.0,) * 3, "b": (2.0,) * 3}
+
+
+def test_contaminated_rounds_are_redone_and_left_out(monkeypatch):
+    _verdicts(monkeypatch, True, False, True)
+    ticks = iter(range(1, 100))
+    times = measure.measure({"a": lambda: float(next(ticks))}, rounds=3, budget_s=1.0)
+
+    assert times == {"a": (2.0, 4.0, 5.0)}
+
+
+def test_redoing_is_bounded_and_then_uses_what_there_is(monkeypatch):
+    _verdicts(monkeypatch, *[True] * 100)
+    times = measure.measure({"a": lambda: 1.0}, rounds=3, budget_s=1.0)
+
+    assert 3 <= len(times["a"]) <= 6
+
+
+def test_a_spent_budget_still_gives_three_rounds(monkeypatch):
+    _verdicts(monkeypatch)
+    assert len(measure.measure({"a": lambda: 1.0}, rounds=50, budget_s=0.0)["a"]) == 3
+
+
+def test_watch_sees_another_process_at_work():
+    watch = measure.CpuWatch()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True, timeout=60)
+    assert watch.contaminated()
+
+
+def test_spread_beyond_a_tenth_of_the_median_is_noisy():
+    calm, wild = measure.summary([1.0, 1.01, 1.02]), measure.summary([1.0, 2.0, 3.0])
+
+    assert (calm.median, calm.count, calm.noisy) == (1.01, 3, False)
+    assert (wild.median, wild.iqr, wild.noisy) == (2.0, 1.0, True)
+    assert measure.summary([2.0]).iqr == 0.0
+
+
+def test_absurdly_slow_dtype_is_tried_tiny_only(host, monkeypatch):
+    """A float16 product done in software would take minutes at full size."""
+    sizes: list[int] = []
+    real = torch.nn.functional.linear
+
+    def linear(operand, weight):
+        if operand.dtype is torch.float16:
+            sizes.append(len(weight))
+            time.sleep(0.05)
+            return None
+        return real(operand, weight)
+
+    monkeypatch.setattr(compute, "linear", linear)
+    rates, absurd = gemm_rates(host, Lane.CPU)
+
+    assert DType.FLOAT16 in absurd
+    assert DType.FLOAT32 not in absurd
+    assert max(sizes) == 64
+    assert rates[DType.FLOAT16].median < rates[DType.FLOAT32].median / compute.ABSURD_FACTOR
+
+
+def test_table_holds_every_shape_where_time_allows(host, monkeypatch):
+    monkeypatch.setattr(host, "quick", False)
+    monkeypatch.setattr(host, "rounds", 3)
+    probe = _sleeping_probe(1e-5)
+    table = measure_table(host, probe, "cpu", budget_s=30.0)
+
+    assert table.rows == probe.rows
+    assert table.sizes == probe.sizes
+    for size, line in zip(table.sizes, table.seconds, strict=True):
+        assert all(seconds >= size * rows * 1e-5 for rows, seconds in zip(table.rows, line, strict=True))
+
+
+def test_table_has_two_row_counts_even_without_time_unless_the_second_takes_long(host):
+    assert len(measure_table(host, _sleeping_probe(1e-6), "cpu", budget_s=0.0).rows) == 2
+
+    table = measure_table(host, _sleeping_probe(0.05), "cpu", budget_s=0.0)
+    assert table.rows == (1,)
+    assert table.sizes == (1, 4), "a quick table has the ends of the sizes"
+
+
+def test_table_leaves_out_row_counts_that_do_not_fit(host):
+    """One call at 32 rows would take 3.2 s at the larger size alone."""
+    begun_s = time.perf_counter()
+    table = measure_table(host, _sleeping_probe(0.025), "cpu", budget_s=1.5)
+
+    assert table.rows[0] == 1
+    assert table.rows[-1] < 32
+    assert time.perf_counter() - begun_s < 10
+
+
+@two_cores
+@pytest.mark.usefixtures("small")
+def test_emulated_profile_says_its_sources_and_reads_back_as_written(tmp_path):
+    backend = EmulatedBackend(SPEC)
+    said: list[str] = []
+    profile = profile_machine(
+        backend, [_sleeping_probe(1e-5)], quick=True, progress=said.append, command="hrm profile --device emulated:tiny"
+    )
+    used_bytes = backend.memory_used_bytes
+    backend.close()
+    _assert_sources(profile)
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    write_yaml(first, profile)
+    loaded = load_profile(first)
+    write_yaml(second, loaded)
+
+    assert first.read_text() == second.read_text()
+    assert (loaded.device, loaded.emulated) == ("emulated", SPEC)
+    assert loaded.level("gpu").capacity_bytes == SPEC.memory_capacity_bytes
+    assert used_bytes == 0, "the profiler must give back the device memory it used"
+    for name, pace in (("h2d", 2e8), ("d2h", 1e8)):
+        rate = loaded.link(name).bytes_per_s
+        assert rate.peak == pace
+        assert rate.ceiling <= pace
+    assert {(table.kernel, table.level) for table in loaded.ceilings} == {("projection", "cpu"), ("projection", "gpu")}
+    assert set(loaded.contention) == {"cpu", "gpu", "h2d", "d2h"}
+    assert all(0 < share <= 1 for share in loaded.contention.values())
+    assert any("kernel projection" in text for text in said)
+
+
+def _assert_sources(profile):
+    paths = [f"levels.{level}.{name}" for level in ("cpu", "gpu") for name in ("read_bytes_per_s", "launch_s")]
+    for level in ("cpu", "gpu"):
+        paths += [f"levels.{level}.compute_flop_per_s.{dtype}" for dtype in ("float32", "bfloat16", "float16")]
+    paths += [f"links.{link}.{name}" for link in ("h2d", "d2h") for name in ("bytes_per_s", "latency_s")]
+    for path in [*paths, "ceilings.projection.gpu.float32", "contention"]:
+        assert "hrm profile --device emulated:tiny" in profile.provenance[path]
+    assert "slowed 2 times by emulation" in profile.provenance["levels.cpu.read_bytes_per_s"]
+    assert "emulated" in profile.provenance["levels.gpu.read_bytes_per_s"]
+
+
+@pytest.mark.usefixtures("small")
+def test_host_profile_has_no_device():
+    backend = HostBackend(threads=1)
+    profile = profile_machine(backend, quick=True)
+    backend.close()
+
+    assert (profile.device, profile.has_gpu, profile.links, profile.emulated) == ("none", False, {}, None)
+    level = profile.level("cpu")
+    assert level.usable_bytes < level.capacity_bytes
+    assert level.compute_flop_per_s[DType.FLOAT32].ceiling > 1e8

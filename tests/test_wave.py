@@ -1,0 +1,73 @@
+import random
+from dataclasses import replace
+
+import pytest
+
+from executor.measure import KindTime, WaveSpans, measured
+from executor.running import Span
+from executor.wave import deal_waves, make_wave
+from hrm.dtypes import DType
+from hrm.policy import Policy, Processor, ScheduleName
+from hrm.schedule.task import Lane, Phase, TaskKey, TaskKind
+from hrm.workload import Workload
+
+POLICY = Policy(
+    batch_size=10,
+    micro_batch_size=4,
+    attention_device=Processor.CPU,
+    ffn_device=Processor.CPU,
+    resident_experts=0,
+    kv_on_gpu=0.0,
+    schedule=ScheduleName.HOST,
+    weight_dtype=DType.FLOAT32,
+    kv_dtype=DType.FLOAT32,
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_wave_or_micro_batch_holds_more_than_the_ledger_counts(seed):
+    draw = random.Random(seed)
+    lens = [1 + int(draw.expovariate(1 / 80)) for _ in range(draw.randint(1, 60))]
+    policy = replace(POLICY, batch_size=(size := draw.randint(1, 25)), micro_batch_size=draw.randint(1, size))
+    workload = Workload.from_prompt_lens(tuple(lens), 4)
+
+    waves = [make_wave(members, lens, policy) for members in deal_waves(lens, policy.batch_size)]
+
+    assert sorted(place for wave in waves for place in wave.order) == list(range(len(lens)))
+    for wave in waves:
+        assert wave.prompt_lens == tuple(lens[place] for place in wave.order)
+        assert wave.num_tokens <= workload.prompt_tokens(policy.batch_size)
+        for batch in wave.micro_batches:
+            assert batch.num_tokens <= workload.prompt_tokens(policy.micro_batch_size)
+
+
+def test_micro_batches_lie_one_behind_the_other():
+    lens = [5, 1, 4, 2, 3, 6, 7]
+    wave = make_wave(range(7), lens, POLICY)
+
+    first, second, third = wave.micro_batches
+    assert (first.num_sequences, second.num_sequences, third.num_sequences) == (4, 3, 0)
+    assert (first.token_first, first.token_last) == (0, first.num_tokens)
+    assert (second.token_first, second.token_last) == (first.num_tokens, sum(lens))
+    assert third.num_tokens == 0
+    assert second.rows(1) == slice(second.prompt_lens[0], second.prompt_lens[0] + second.prompt_lens[1])
+
+
+def test_phases_end_with_the_first_tokens_and_look_ahead_counts_where_it_ran():
+    post, copy = TaskKey(TaskKind.POST_ATTENTION, 0, 0), TaskKey(TaskKind.PAGE_COPY, 0, 0)
+    spans = (
+        Span(Phase.PREFILL, 0, post, Lane.GPU, 10.0, 14.0),
+        Span(Phase.PREFILL, 0, copy, Lane.H2D, 12.0, 15.0),
+        Span(Phase.DECODE, 1, post, Lane.GPU, 15.0, 16.0),
+    )
+
+    result = measured(
+        [WaveSpans(begun_s=10.0, spans=spans)], sequences=3, prompt_tokens=8, gen_len=2, peak_bytes={"gpu": 1, "cpu": 2}
+    )
+
+    assert (result.prefill_s, result.decode_s) == (4.0, 2.0)
+    assert result.busy == {Phase.PREFILL: {"gpu": 1.0, "h2d": 0.5}, Phase.DECODE: {"gpu": 0.5, "h2d": 0.5}}
+    assert result.task_s[Phase.PREFILL]["page_copy"] == KindTime(seconds=3.0, count=1)
+    assert result.throughput_tokens_per_s == 1.0
+    assert result.decode_throughput_tokens_per_s == 1.5
+    assert result.prefill_throughput_tokens_per_s == 2.0
