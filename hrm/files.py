@@ -208,7 +208,7 @@ def _dumper() -> type[Any]:
         """SafeDumper whose floats carry a point and a signed exponent, which YAML 1.1 needs to see a number."""
 
     def represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.ScalarNode:
-        text = repr(float(f"{number:.6g}"))
+        text = repr(number)
         if "e" in text:
             mantissa, exponent = text.split("e")
             text = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+03d}"

@@ -164,8 +164,11 @@ def _activation_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> i
 
 
 def _transfer_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int:
-    """Bytes of queries, keys, values and attention outputs of the two micro-batches in flight, at prefill size."""
-    tokens = workload.prompt_tokens(policy.micro_batch_size)
+    """Bytes of queries, keys, values and attention outputs of the two micro-batches in flight in each phase.
+
+    Decode has buffers of its own: its first micro-batches start while the last ones of prefill still go down.
+    """
+    tokens = workload.prompt_tokens(policy.micro_batch_size) + policy.micro_batch_size
     width = 2 * model.query_size + 2 * model.kv_size
     return int(DOUBLE_BUFFER * tokens * width * policy.weight_dtype.bytes_per_element)
 

@@ -1,5 +1,7 @@
 """Small machines, models, jobs and policies for the tests of the model: built by hand, or drawn at random."""
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from hrm.dtypes import DType
@@ -11,7 +13,7 @@ from hrm.workload import Workload
 
 
 def model(**changes):
-    values = {
+    values: dict[str, Any] = {
         "name": "tiny",
         "family": "mixtral",
         "num_layers": 2,
@@ -58,7 +60,7 @@ def cpu_only(cpu=None):
 
 
 def policy(attention=Processor.CPU, ffn=Processor.GPU, **changes):
-    values = {
+    values: dict[str, Any] = {
         "batch_size": 6,
         "micro_batch_size": 2,
         "attention_device": attention,

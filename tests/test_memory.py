@@ -82,6 +82,7 @@ def test_shortage_names_the_device_and_the_bytes():
     short = shortage(demand, machine(gpu=level(1e9, 1e9, capacity_bytes=needed - 1)))
 
     assert shortage(demand, enough) is None
+    assert short is not None
     assert (short.device, short.missing_bytes) == ("gpu", 1)
     assert "gpu memory is short by 1 B" in str(short)
 
@@ -91,7 +92,7 @@ def test_a_limit_on_host_memory_counts():
     needed = demand.cpu.total_bytes
 
     assert shortage(demand, cpu_only(), needed) is None
-    assert shortage(demand, cpu_only(), needed - 1).device == "cpu"
+    assert "cpu memory is short by 1 B" in str(shortage(demand, cpu_only(), needed - 1))
 
 
 def test_two_processors_hold_twice_as_much():

@@ -124,6 +124,7 @@ def test_a_larger_batch_than_that_of_p2_buys_nothing(hardware, mu):
     p2 = turning_points(counted(mu), hardware, for_batch=counted).p2
     kernel = attainable(counted(mu), hardware, "gpu").flop_per_s
 
+    assert p2.batch_size is not None
     assert p2.batch_size >= 1
     assert fetching(p2.batch_size) == pytest.approx(kernel)
     if p2.batch_size > 1.01:

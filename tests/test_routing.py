@@ -16,7 +16,7 @@ def test_matches_the_mean_over_drawn_routings(num_experts, top_k, tokens):
     hit = [len(np.unique([rng.choice(num_experts, top_k, replace=False) for _ in range(tokens)])) for _ in range(4000)]
     expected = distinct_experts(model(num_experts=num_experts, experts_per_token=top_k), tokens)
 
-    assert np.mean(hit) == pytest.approx(expected, abs=4 * max(np.std(hit), 0.01) / 4000**0.5)
+    assert np.mean(hit) == pytest.approx(expected, abs=4 * max(float(np.std(hit)), 0.01) / 4000**0.5)
 
 
 @given(st.integers(1, 64), st.data())

@@ -20,7 +20,7 @@ def profile(
         str, typer.Option("--device", help="auto, none, cuda[:N], emulated or emulated:SPEC.yaml.")
     ] = "auto",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer shapes and repeats: seconds instead of minutes.")
+        bool, typer.Option("--quick", help="Seconds, not minutes: fewer repeats and shapes, kernels in bfloat16 only.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -35,7 +35,8 @@ def profile(
     check_output(output)
     chosen = parse_device(device)
     command = f"hrm profile --device {device}{' --quick' if quick else ''}"
-    probes = [probe for dtype in (DType.FLOAT32, DType.BFLOAT16) for probe in kernel_probes(dtype, quick)]
+    dtypes = (DType.BFLOAT16,) if quick else (DType.BFLOAT16, DType.FLOAT32)
+    probes = [probe for dtype in dtypes for probe in kernel_probes(dtype, quick)]
     backend = open_backend(chosen.device, chosen.emulated, index=chosen.index)
     try:
         with progress("profiling", quiet=json) as step:
