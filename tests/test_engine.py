@@ -21,7 +21,7 @@ from hrm.hardware import EmulatedSpec
 from hrm.memory import ledger
 from hrm.model import ModelSpec, load_model
 from hrm.policy import Policy, Processor, ScheduleName, Staging
-from hrm.schedule.task import Phase
+from hrm.schedule.task import Phase, TaskKind
 from hrm.workload import Workload
 
 GEN_LEN = 6
@@ -275,8 +275,8 @@ def test_what_is_measured_is_consistent(mixtral):
 
     result, (wave,) = generation.measured, generation.waves
     decode_passes = GEN_LEN - 1
-    assert result.task_s[Phase.DECODE]["post_attention"].count == 3 * 4 * decode_passes
-    assert result.task_s[Phase.DECODE]["attention"].count == 3 * 4 * decode_passes
+    assert result.task_s[Phase.DECODE][TaskKind.POST_ATTENTION].count == 3 * 4 * decode_passes
+    assert result.task_s[Phase.DECODE][TaskKind.ATTENTION].count == 3 * 4 * decode_passes
     assert set(result.busy[Phase.DECODE]) == {"gpu", "cpu", "h2d", "d2h"}
     assert all(0 <= share <= 1 for lanes in result.busy.values() for share in lanes.values())
     assert all(span.ended_s >= span.started_s >= wave.begun_s for span in wave.spans)

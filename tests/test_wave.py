@@ -3,11 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from executor.measure import KindTime, WaveSpans, measured
+from executor.measure import WaveSpans, measured
 from executor.running import Span
 from executor.wave import deal_waves, make_wave
 from hrm.dtypes import DType
 from hrm.policy import Policy, Processor, ScheduleName
+from hrm.run_report import KindTime
 from hrm.schedule.task import Lane, Phase, TaskKey, TaskKind
 from hrm.workload import Workload
 
@@ -67,7 +68,7 @@ def test_phases_end_with_the_first_tokens_and_look_ahead_counts_where_it_ran():
 
     assert (result.prefill_s, result.decode_s) == (4.0, 2.0)
     assert result.busy == {Phase.PREFILL: {"gpu": 1.0, "h2d": 0.5}, Phase.DECODE: {"gpu": 0.5, "h2d": 0.5}}
-    assert result.task_s[Phase.PREFILL]["page_copy"] == KindTime(seconds=3.0, count=1)
+    assert result.task_s[Phase.PREFILL][TaskKind.PAGE_COPY] == KindTime(seconds=3.0, count=1)
     assert result.throughput_tokens_per_s == 1.0
     assert result.decode_throughput_tokens_per_s == 1.5
     assert result.prefill_throughput_tokens_per_s == 2.0

@@ -82,6 +82,7 @@ def solve(
     """Find the policy with the highest predicted throughput that fits in memory."""
     from hrm.files import check_output
     from hrm.model import load_model
+    from hrm.report import progress
     from solver.grid import solve as search
 
     if output is not None:
@@ -96,7 +97,9 @@ def solve(
         tokenizer=tokenizer,
     )
     problem = _problem(model, hardware, workload, weight_dtype, kv_dtype, staging, ram_limit)
-    _deliver(search(problem, fidelity=fidelity), output, json=json)
+    with progress("solving", quiet=json):
+        plan = search(problem, fidelity=fidelity)
+    _deliver(plan, output, json=json)
 
 
 def predict(
