@@ -32,7 +32,7 @@ FFN_RATIO = 3.0
 """Intermediate over hidden size of the expert probes; published models lie between 2.7 and 3.5."""
 ROUTED_EXPERTS, ROUTED_PER_TOKEN = 8, 2
 
-_WEIGHT_SIZES = (2**16, 2**19, 2**22, 2**25)
+_WEIGHT_SIZES = (2**16, 2**18, 2**20, 2**22)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 _CONTEXTS = (16, 128, 512, 2048)
 _PROMPTS = (16, 64, 256, 1024)

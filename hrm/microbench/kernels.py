@@ -23,6 +23,8 @@ MakeKernel = Callable[[int, int, Lane, torch.device], Callable[[], object]]
 _QUICK_ROWS = 4
 _SECOND_COLUMN_S = 0.8
 """What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
+_REPEAT_S, _MOST_CALLS = 0.02, 64
+"""What a repeat should last at least, and how many calls of a kernel it may take for that."""
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
 
 
@@ -123,8 +125,19 @@ def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: flo
 
 
 def _timed(bench: Bench, probe: KernelProbe, lane: Lane, size: int, rows: int) -> Timed:
-    work = bench.made_for(lane, lambda device: probe.make(size, rows, lane, device))
-    return on_lane(bench.backend, lane, work)
+    """Make a repeat of a kernel: several calls in a row, as in a run, where one kernel follows another on a lane.
+
+    A call on its own would find its threads asleep and its temporaries gone from the cache.
+    """
+    call = bench.made_for(lane, lambda device: probe.make(size, rows, lane, device))
+    calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / bench.seconds(lane, call)))
+
+    def several() -> None:
+        for _ in range(calls):
+            call()
+
+    repeat = on_lane(bench.backend, lane, several)
+    return lambda: repeat() / calls
 
 
 def _ends(values: tuple[int, ...]) -> tuple[int, ...]:
