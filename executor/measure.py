@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from executor.running import Span
+from hrm.compare import KindTime, Measured
 from hrm.records import record
-from hrm.run_report import KindTime, Measured
 from hrm.schedule.task import Lane, Phase, TaskKind
 
 __all__ = ["WaveSpans", "measured"]

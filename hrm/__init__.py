@@ -4,6 +4,7 @@ The names below are the public ones; they load neither torch nor matplotlib. `hr
 the module of that name is imported here, once, before the function takes its place.
 """
 
+from hrm.compare import compare_runs, load_run_report
 from hrm.dtypes import DType
 from hrm.errors import HrmError
 from hrm.estimate import Fidelity
@@ -29,9 +30,11 @@ __all__ = [
     "Staging",
     "Workload",
     "attainable",
+    "compare_runs",
     "load_model",
     "load_plan",
     "load_profile",
+    "load_run_report",
     "predict",
     "ridge_point",
     "save_plan",

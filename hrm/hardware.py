@@ -80,6 +80,8 @@ class Level:
     compute_flop_per_s: dict[DType, Rate] = field(default_factory=dict)
     read_bytes_per_s: Rate
     copy_bytes_per_s: Rate | None = None
+    one_thread_read_bytes_per_s: Rate | None = None
+    one_thread_copy_bytes_per_s: Rate | None = None
     launch_s: NonNegative = 0.0
 
 

@@ -42,11 +42,13 @@ class PassCosts:
 class LaneWork:
     """What the lanes have to do in a pass, contention included: seconds per lane, and the roof that sets most of them.
 
-    `lower_s` is the pass with all lanes overlapped, `upper_s` with one lane at a time.
+    `by_kind` splits the same seconds by kind of task. `lower_s` is the pass with all lanes overlapped, `upper_s` with
+    one lane at a time.
     """
 
     seconds: dict[Lane, float]
     bound: dict[Lane, Bound]
+    by_kind: dict[TaskKind, float]
 
     @property
     def lower_s(self) -> float:
@@ -96,18 +98,24 @@ def pass_costs(
 def lane_work(costs: PassCosts, policy: Policy, model: ModelSpec, phase: Phase) -> LaneWork:
     """Sum the tasks of a pass per lane: layers x micro-batches (and pages) of each kind, the head once per batch."""
     per_lane: dict[Lane, list[Cost]] = {}
+    by_kind: dict[TaskKind, float] = {}
     whole = policy.num_micro_batches - 1
     for kind, lane in _lanes_of(policy, model, phase).items():
         pages = kind in (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
         full_count, last_count = (policy.num_pages, 0) if pages else (whole, 1)
-        per_lane.setdefault(lane, []).append(_times(costs.full.by_kind[kind], model.num_layers * full_count))
-        per_lane[lane].append(_times(costs.last.by_kind[kind], model.num_layers * last_count))
+        parts = [
+            _times(costs.full.by_kind[kind], model.num_layers * full_count),
+            _times(costs.last.by_kind[kind], model.num_layers * last_count),
+        ]
         if kind is TaskKind.POST_ATTENTION:
-            per_lane[lane] += [_times(costs.full.head, whole), costs.last.head]
+            parts += [_times(costs.full.head, whole), costs.last.head]
+        per_lane.setdefault(lane, []).extend(parts)
+        by_kind[kind] = add_costs(parts).seconds * costs.stretch.get(lane, 1.0)
     total = {lane: add_costs(parts) for lane, parts in per_lane.items()}
     return LaneWork(
         seconds={lane: cost.seconds * costs.stretch.get(lane, 1.0) for lane, cost in total.items()},
         bound={lane: cost.bound for lane, cost in total.items()},
+        by_kind=by_kind,
     )
 
 

@@ -116,6 +116,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         **to_plain(plan.prediction.times),
         "by_fidelity": to_plain(plan.prediction.by_fidelity),
         "bottleneck": to_plain(plan.prediction.bottleneck),
+        "task_s": to_plain(plan.prediction.task_s),
         "memory": {"gpu": _with_total(plan.memory.gpu), "cpu": _with_total(plan.memory.cpu)},
         "search": to_plain(plan.search),
         "solve_s": plan.search.solve_s if plan.search else None,

@@ -14,7 +14,7 @@ from hrm.records import record
 from hrm.roofline import Bound
 from hrm.schedule.catalog import build_schedule
 from hrm.schedule.simulate import simulate
-from hrm.schedule.task import Lane, Phase
+from hrm.schedule.task import Lane, Phase, TaskKind
 from hrm.workload import Workload
 
 __all__ = ["Bottleneck", "Prediction", "Times", "predict"]
@@ -49,11 +49,15 @@ class Times:
 
 @record
 class Prediction:
-    """A policy's prediction: one set of times per fidelity, and the bottleneck of each phase at the chosen one."""
+    """A policy's prediction: times per fidelity; at the chosen one the bottleneck and the task seconds of each phase.
+
+    `task_s` adds up the tasks of a kind over the whole job, as a run reports them.
+    """
 
     fidelity: Fidelity
     by_fidelity: dict[Fidelity, Times]
     bottleneck: dict[Phase, Bottleneck]
+    task_s: dict[Phase, dict[TaskKind, float]]
 
     @property
     def times(self) -> Times:
@@ -65,7 +69,22 @@ class Prediction:
 class _Wave:
     prefill_s: float
     decode_s: float
-    work: dict[Phase, LaneWork]
+    prefill: LaneWork
+    decode: tuple[LaneWork, ...]
+    """Sampled decode passes; each stands for as many of the `steps` passes."""
+    steps: int
+
+    def bottleneck(self) -> dict[Phase, Bottleneck]:
+        typical = {Phase.DECODE: self.decode[len(self.decode) // 2]} if self.decode else {}
+        return {phase: _bottleneck(work) for phase, work in ({Phase.PREFILL: self.prefill} | typical).items()}
+
+    def task_s(self) -> dict[Phase, dict[TaskKind, float]]:
+        by_phase = {Phase.PREFILL: dict(self.prefill.by_kind)}
+        if self.decode:
+            share = self.steps / len(self.decode)
+            kinds = self.decode[0].by_kind
+            by_phase[Phase.DECODE] = {kind: share * sum(work.by_kind[kind] for work in self.decode) for kind in kinds}
+        return by_phase
 
 
 def predict(
@@ -83,7 +102,7 @@ def predict(
     Simulating costs milliseconds and more; leave it out of `fidelities` in a search.
     """
     total = workload.num_sequences or policy.batch_size
-    by_fidelity, chosen = {}, None
+    by_fidelity, chosen = {}, []
     for level in fidelities:
         waves = [
             (count, _wave(_resized(policy, batch), model, hardware, workload, level))
@@ -91,10 +110,24 @@ def predict(
         ]
         by_fidelity[level] = _times(waves, workload, total)
         if level is fidelity:
-            chosen = waves[0][1]
-    assert chosen is not None, "fidelities must hold fidelity"
-    bottleneck = {phase: _bottleneck(work) for phase, work in chosen.work.items()}
-    return Prediction(fidelity=fidelity, by_fidelity=by_fidelity, bottleneck=bottleneck)
+            chosen = waves
+    assert chosen, "fidelities must hold fidelity"
+    return Prediction(
+        fidelity=fidelity,
+        by_fidelity=by_fidelity,
+        bottleneck=chosen[0][1].bottleneck(),
+        task_s=_task_s(chosen),
+    )
+
+
+def _task_s(waves: list[tuple[int, _Wave]]) -> dict[Phase, dict[TaskKind, float]]:
+    total: dict[Phase, dict[TaskKind, float]] = {}
+    for count, wave in waves:
+        for phase, by_kind in wave.task_s().items():
+            sums = total.setdefault(phase, {})
+            for kind, seconds in by_kind.items():
+                sums[kind] = sums.get(kind, 0.0) + count * seconds
+    return total
 
 
 def _wave_sizes(batch_size: int, total: int) -> list[tuple[int, int]]:
@@ -138,16 +171,13 @@ def _wave(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workload:
     contexts = [workload.mean_prompt_len + 1 + step for step in _sampled_steps(steps)]
     decode = [costs(lambda sequences, at=context: decode_shape(sequences, at)) for context in contexts]  # type: ignore[misc]
     prefill_work = lane_work(prefill, policy, model, Phase.PREFILL)
-    decode_work = [lane_work(at, policy, model, Phase.DECODE) for at in decode]
-    work = {Phase.PREFILL: prefill_work}
-    if decode_work:
-        work[Phase.DECODE] = decode_work[len(decode_work) // 2]
+    decode_work = tuple(lane_work(at, policy, model, Phase.DECODE) for at in decode)
     if fidelity is Fidelity.SIMULATED:
         prefill_s, step_s = _simulated(policy, model, prefill, decode, sampled=steps > len(decode))
     else:
         prefill_s, step_s = prefill_work.lower_s, [one.lower_s for one in decode_work]
     decode_s = steps * sum(step_s) / len(step_s) if step_s else 0.0
-    return _Wave(prefill_s=prefill_s, decode_s=decode_s, work=work)
+    return _Wave(prefill_s=prefill_s, decode_s=decode_s, prefill=prefill_work, decode=decode_work, steps=steps)
 
 
 def _sampled_steps(steps: int) -> list[float]:

@@ -14,11 +14,11 @@ from hrm.units import format_bytes, format_bytes_per_s, format_flop_per_s, forma
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hrm.compare import RunReport
     from hrm.hardware import HardwareProfile, Rate
     from hrm.placement import RooflineView
     from hrm.plan import Plan
     from hrm.predict import Bottleneck
-    from hrm.run_report import RunReport
 
 __all__ = [
     "progress",
@@ -161,9 +161,15 @@ def show_profile(profile: HardwareProfile) -> None:
         rows.append({"where": where, "what": "capacity", "value": capacity})
         for dtype, rate in level.compute_flop_per_s.items():
             rows.append({"where": where, "what": dtype, "value": _rate(rate, format_flop_per_s)})
-        rows.append({"where": where, "what": "read", "value": _rate(level.read_bytes_per_s, format_bytes_per_s)})
-        if level.copy_bytes_per_s:
-            rows.append({"where": where, "what": "copy", "value": _rate(level.copy_bytes_per_s, format_bytes_per_s)})
+        bandwidths = {
+            "read": level.read_bytes_per_s,
+            "copy": level.copy_bytes_per_s,
+            "read, one thread": level.one_thread_read_bytes_per_s,
+            "copy, one thread": level.one_thread_copy_bytes_per_s,
+        }
+        for what, rate in bandwidths.items():
+            if rate is not None:
+                rows.append({"where": where, "what": what, "value": _rate(rate, format_bytes_per_s)})
     for name, link in profile.links.items():
         what = f"{link.source} to {link.target}"
         rows.append({"where": name, "what": what, "value": _rate(link.bytes_per_s, format_bytes_per_s)})
@@ -211,6 +217,7 @@ def show_run(reports: Sequence[RunReport]) -> None:
             for name in ("prefill_s", "decode_s", "throughput_tokens_per_s", "decode_throughput_tokens_per_s")
         ]
         show_table(f"{report.model} on {report.machine}{_emulated(report.emulated)}", rows)
+        show_table("task kinds, seconds", _kind_rows(expected["task_s"], found["task_s"]))
         for phase, lanes in found["busy"].items():
             bottleneck = expected["bottleneck"].get(phase)
             busy = ", ".join(f"{lane} {share:.0%}" for lane, share in sorted(lanes.items(), key=lambda at: -at[1]))
@@ -221,6 +228,20 @@ def show_run(reports: Sequence[RunReport]) -> None:
         show_lines(
             [f"peak {name}: {format_bytes(peaks[name])} (ledger {format_bytes(allowed[name])})" for name in peaks]
         )
+
+
+def _kind_rows(predicted: Any, measured: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "phase": phase,
+            "task": kind,
+            "count": times["count"],
+            "predicted": predicted[phase].get(kind, 0.0),
+            "measured": times["seconds"],
+        }
+        for phase, kinds in measured.items()
+        for kind, times in kinds.items()
+    ]
 
 
 def _shown(name: str, value: float) -> str:

@@ -6,9 +6,9 @@ import pytest
 from executor.measure import WaveSpans, measured
 from executor.running import Span
 from executor.wave import deal_waves, make_wave
+from hrm.compare import KindTime
 from hrm.dtypes import DType
 from hrm.policy import Policy, Processor, ScheduleName
-from hrm.run_report import KindTime
 from hrm.schedule.task import Lane, Phase, TaskKey, TaskKind
 from hrm.workload import Workload
 

@@ -22,11 +22,11 @@ def run(
 ) -> None:
     """Run a plan as written and print predicted beside measured."""
     from executor.job import run_job
+    from hrm.compare import report_run
     from hrm.device.opening import open_backend
     from hrm.files import check_output, write_json
     from hrm.plan import load_plan
     from hrm.report import progress, show_json, show_run
-    from hrm.run_report import run_report
 
     for path in (output, report):
         if path is not None:
@@ -40,7 +40,7 @@ def run(
             )
     finally:
         backend.close()
-    result = run_report(loaded, generation.measured)
+    result = report_run(loaded, generation.measured)
     if report is not None:
         write_json(report, result)
     show_json(result) if json else show_run([result])
@@ -52,11 +52,10 @@ def compare(
     json: Json = False,
 ) -> None:
     """Print predicted beside measured; exit with 1 when decode throughput is off by more than the tolerance."""
+    from hrm.compare import compare_runs, load_run_report
     from hrm.report import show_json, show_run
-    from hrm.run_report import load_run_report
 
-    found = [load_run_report(path) for path in reports]
-    show_json({"runs": found}) if json else show_run(found)
-    off = [one for one in found if abs(one.ratio.get("decode_throughput_tokens_per_s", 1.0) - 1.0) > tolerance]
-    if off:
+    comparison = compare_runs([load_run_report(path) for path in reports], tolerance=tolerance)
+    show_json(comparison) if json else show_run(comparison.runs)
+    if not comparison.within_tolerance:
         raise typer.Exit(1)

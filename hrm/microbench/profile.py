@@ -19,7 +19,7 @@ from hrm.microbench.machine import memory_bytes, setting
 from hrm.microbench.measure import CpuWatch
 from hrm.microbench.memory import device_memory_rates, host_memory_rates, num_threads
 from hrm.schedule.task import Lane
-from hrm.units import format_bytes_per_s, format_s
+from hrm.units import format_s
 
 if TYPE_CHECKING:
     from hrm.device.backend import Backend
@@ -115,9 +115,9 @@ def _host_level(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> Level
     threads = f"{num_threads(bench, Lane.CPU)} thread(s)"
     memory = host_memory_rates(bench)
     for kind in ("read", "copy"):
-        alone = f"one thread alone {format_bytes_per_s(memory[f'{kind}_1'].median)}"
-        detail = ", ".join(part for part in (threads, alone, slowed) if part)
+        detail = ", ".join(part for part in (threads, slowed) if part)
         notes.measured(f"levels.cpu.{kind}_bytes_per_s", memory[kind], detail)
+        notes.measured(f"levels.cpu.one_thread_{kind}_bytes_per_s", memory[f"{kind}_1"], slowed)
     bench.say("host compute")
     compute = _compute(bench, notes, "cpu", Lane.CPU, ", ".join(part for part in (threads, slowed) if part))
     launch = notes.measured("levels.cpu.launch_s", launch_s(bench, Lane.CPU), slowed)
@@ -133,6 +133,8 @@ def _host_level(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> Level
         compute_flop_per_s=compute,
         read_bytes_per_s=Rate(measured=memory["read"]),
         copy_bytes_per_s=Rate(measured=memory["copy"]),
+        one_thread_read_bytes_per_s=Rate(measured=memory["read_1"]),
+        one_thread_copy_bytes_per_s=Rate(measured=memory["copy_1"]),
         launch_s=launch.median,
     )
 

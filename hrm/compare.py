@@ -1,7 +1,8 @@
-"""What a run measured, and the report that puts it beside what was predicted."""
+"""Predicted beside measured: what a run took, the report that holds both, and several runs judged together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hrm.records import record
 from hrm.schedule.task import Lane, Phase, TaskKind
 from hrm.units import NonNegative, NonNegativeInt
 
-__all__ = ["KindTime", "Measured", "RunReport", "load_run_report", "run_report"]
+__all__ = ["Comparison", "KindTime", "Measured", "RunReport", "compare_runs", "load_run_report", "report_run"]
 
 
 @record
@@ -58,6 +59,16 @@ class RunReport:
     plan: dict[str, Any]
 
 
+@record
+class Comparison:
+    """Runs, the largest error of decode throughput among them, and whether it is within the tolerance."""
+
+    runs: tuple[RunReport, ...]
+    tolerance: float
+    worst_error: float
+    within_tolerance: bool
+
+
 COMPARED = (
     "prefill_s",
     "decode_s",
@@ -67,7 +78,7 @@ COMPARED = (
 )
 
 
-def run_report(plan: Plan, measured: Measured) -> RunReport:
+def report_run(plan: Plan, measured: Measured) -> RunReport:
     """Put a run beside its plan; `ratio` is measured / predicted."""
     times = to_plain(plan.prediction.times)
     predicted = {name: times[name] for name in COMPARED}
@@ -85,6 +96,7 @@ def run_report(plan: Plan, measured: Measured) -> RunReport:
             "peak_bytes": peaks,
             "bottleneck": to_plain(plan.prediction.bottleneck),
             "by_fidelity": to_plain(plan.prediction.by_fidelity),
+            "task_s": to_plain(plan.prediction.task_s),
         },
         ratio=ratio,
         plan=to_plain(plan.policy) | {"workload": to_plain(plan.workload)},
@@ -100,3 +112,15 @@ def load_run_report(path: str | Path) -> RunReport:
         When the file is missing or is no run report.
     """
     return from_plain(RunReport, read_json(path), where=str(path))
+
+
+def compare_runs(runs: Sequence[RunReport], *, tolerance: float = 0.25) -> Comparison:
+    """Judge runs by their decode throughput: the largest |measured / predicted - 1|, against a tolerance.
+
+    A run that only prefills is judged by its throughput.
+    """
+    errors = [
+        abs(run.ratio.get("decode_throughput_tokens_per_s", run.ratio["throughput_tokens_per_s"]) - 1.0) for run in runs
+    ]
+    worst = max(errors, default=0.0)
+    return Comparison(runs=tuple(runs), tolerance=tolerance, worst_error=worst, within_tolerance=worst <= tolerance)
