@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from functools import cache
@@ -85,19 +85,23 @@ def _first_problem(error: ValidationError, where: str) -> str:
     elif first["type"].startswith("missing"):
         text = f"{where}: {field}: required field is missing (add it)"
     else:
-        text = f"{where}: {field}: {message}, got {first['input']!r}{_remedy(first['input'])}"
+        text = f"{where}: {field}: {message}, got {first['input']!r}{_remedy(first)}"
     return text + (f"; and {len(problems) - 1} more" if len(problems) > 1 else "")
 
 
-def _remedy(value: Any) -> str:
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return ""
-        written = f"{number:e}" if math.isfinite(number) else "a finite number"
-        return f" (YAML reads this as text: write {written} without quotes)"
-    return ""
+def _remedy(problem: Mapping[str, Any]) -> str:
+    """Say how a number is written that YAML took for text."""
+    value, wanted = problem["input"], problem["type"]
+    if not isinstance(value, str) or not wanted.startswith(("int", "float")):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    written = "a finite number"
+    if math.isfinite(number):
+        written = f"{number:.0f}" if wanted.startswith("int") else f"{number:e}"
+    return f" (YAML reads this as text: write {written} without quotes)"
 
 
 def _read_text(path: Path) -> str:

@@ -107,6 +107,6 @@ def load_model(name_or_path: str | Path) -> ModelSpec:
         path = path / "config.json"
     if not path.exists():
         known = ", ".join(bundled_models())
-        raise FileError(f"--model {name_or_path}: no bundled model and no such file or folder (bundled: {known})")
+        raise FileError(f"model {name_or_path}: no bundled model and no such file or folder (bundled: {known})")
     name = path.stem if path.name != "config.json" else path.resolve().parent.name
     return from_hf_config(read_json(path), name=name, where=str(path))

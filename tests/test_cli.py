@@ -93,7 +93,7 @@ def test_roofline_json_has_turning_points(hrm):
     ("arguments", "said"),
     [
         (["solve", *MIXTRAL[:2], "--hardware", "nope", *JOB], "nope"),
-        (["solve", "--model", "nope", *MIXTRAL[2:], *JOB], "--model nope"),
+        (["solve", "--model", "nope", *MIXTRAL[2:], *JOB], "model nope"),
         (["solve", *MIXTRAL, "--gen-len", "32"], "--prompt-len"),
         (["solve", *MIXTRAL, "--prompt-len", "0", "--gen-len", "32"], "--prompt-len"),
         (["solve", *MIXTRAL, "--prompt-len", "77", "--gen-len", "many"], "--gen-len"),
