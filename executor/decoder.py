@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from executor.experts import experts_workspace_bytes, mixture
-from executor.linear import linear, linear_workspace_bytes, operand
+from executor.experts import mixture
+from executor.linear import linear, operand
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
@@ -21,7 +21,6 @@ __all__ = [
     "pre_attention",
     "rms_norm",
     "rotate",
-    "workspace_bytes",
 ]
 
 
@@ -132,16 +131,3 @@ def next_tokens(hidden: torch.Tensor, weights: ModelWeights, model: ModelSpec, w
         normed = rms_norm(hidden, weights.final_norm, model.rms_norm_eps, workspace)
         logits = linear(operand(normed, weights.head, workspace), weights.head, workspace)
         return logits.argmax(dim=-1)
-
-
-def workspace_bytes(model: ModelSpec, tokens: int, sequences: int) -> int:
-    """Bound the workspace of the functions above for a micro-batch of so many tokens and sequences, in bytes."""
-    hidden, query, joint = model.hidden_size, model.query_size, model.query_size + 2 * model.kv_size
-    stages = (
-        4 * tokens * (hidden + joint + query + 2 * model.kv_size) + linear_workspace_bytes(tokens, hidden, joint),
-        4 * tokens * hidden + linear_workspace_bytes(tokens, query, hidden),
-        4 * tokens * hidden + experts_workspace_bytes(tokens, hidden, model.intermediate_size, model.num_experts),
-        4 * sequences * (2 * hidden + model.vocab_size) + linear_workspace_bytes(0, hidden, model.vocab_size),
-        8 * tokens * (hidden + model.kv_size),
-    )
-    return max(stages) + 16 * 64

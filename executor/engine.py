@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from executor.buffers import WaveBuffers
-from executor.decoder import RotaryTable, workspace_bytes
+from executor.decoder import RotaryTable
 from executor.kv_cache import KVCache
 from executor.measure import WaveSpans, measured
 from executor.prompts import Completion, Prompt
@@ -32,6 +32,7 @@ from hrm.policy import Policy, Processor
 from hrm.records import record
 from hrm.schedule.catalog import build_schedule
 from hrm.workload import Workload
+from hrm.workspace import workspace_bytes
 
 __all__ = ["Engine", "Generation", "Runnable"]
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from executor.linear import ROWS_AT_A_TIME, linear, linear_workspace_bytes, operand
+from executor.linear import linear, operand
 from executor.workspace import Workspace
+from hrm.workspace import ROWS_AT_A_TIME
 
-__all__ = ["apply_expert", "assignments", "experts_workspace_bytes", "mixture", "route", "swiglu"]
+__all__ = ["apply_expert", "assignments", "mixture", "route", "swiglu"]
 
 
 def route(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,12 +88,3 @@ def mixture(
     for expert, tokens, shares in assignments(weights, chosen, len(experts)):
         apply_expert(wide, tokens, shares, experts[expert], workspace, total)
     return total
-
-
-def experts_workspace_bytes(tokens: int, hidden: int, intermediate: int, num_experts: int) -> int:
-    """Bound the workspace that `mixture` takes beside `x`: its sum and one expert's rows, whatever the routing."""
-    rows = min(tokens, ROWS_AT_A_TIME)
-    gathered = 4 * 2 * rows * (hidden + intermediate)
-    pieces = max(linear_workspace_bytes(0, hidden, 2 * intermediate), linear_workspace_bytes(0, intermediate, hidden))
-    routing = 4 * tokens * num_experts + linear_workspace_bytes(tokens, hidden, num_experts)
-    return 4 * 2 * tokens * hidden + max(gathered + pieces, routing) + 8 * 64

@@ -10,14 +10,15 @@ import torch
 
 from executor.attention import append_kv, decode_attention, prefill_attention
 from executor.decoder import rms_norm, rotate
-from executor.experts import apply_expert, assignments, experts_workspace_bytes, route
-from executor.linear import linear, linear_workspace_bytes, operand
+from executor.experts import apply_expert, assignments, route
+from executor.linear import linear, operand
 from executor.weights import torch_dtype
 from executor.workspace import Workspace
 from hrm.ceilings import Kernel
 from hrm.dtypes import DType
 from hrm.microbench.kernels import KernelProbe
 from hrm.schedule.task import Lane
+from hrm.workspace import experts_workspace_bytes, linear_workspace_bytes
 
 __all__ = ["kernel_probes"]
 

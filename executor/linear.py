@@ -14,14 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from executor.workspace import Workspace
+from hrm.workspace import PIECE_ELEMENTS, ROWS_AT_A_TIME
 
-__all__ = ["is_native", "linear", "linear_workspace_bytes", "operand"]
+__all__ = ["is_native", "linear", "operand"]
 
-PIECE_ELEMENTS = 1 << 20
-"""Weight elements widened at a time: 4 MiB in float32. Pieces of a quarter to four times that took within 10 % of the
-same time on a Zen 3 core with a share of 32 MiB of last-level cache."""
-ROWS_AT_A_TIME = 4096
-"""Rows widened at a time, so that the workspace stays bounded; the ledger counts the same number."""
 NARROW_ROWS = 1
 """Rows up to which a narrow product without native support beats widening. On a Zen 3 core, bfloat16 weights
 3072 x 576: 0.38 against 0.52 ms at one row, 0.72 against 0.67 ms at two, 22.9 against 3.2 ms at 64: below two rows the
@@ -99,9 +95,3 @@ def _widened_product(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace
 
 def _piece_rows(outputs: int, inputs: int) -> int:
     return max(1, min(outputs, PIECE_ELEMENTS // inputs))
-
-
-def linear_workspace_bytes(rows: int, inputs: int, outputs: int) -> int:
-    """Bound the workspace that one `linear` takes beside `x` and its result."""
-    rows = min(rows, ROWS_AT_A_TIME)
-    return 4 * (rows * (inputs + outputs) + _piece_rows(outputs, inputs) * inputs) + 4 * 64

@@ -11,13 +11,10 @@ from hrm.policy import Policy, Processor, Staging
 from hrm.records import record
 from hrm.units import NonNegativeInt, format_bytes
 from hrm.workload import Workload
+from hrm.workspace import workspace_bytes
 
 __all__ = ["DeviceLedger", "Ledger", "Shortage", "ledger", "page_bytes", "shortage", "streamed_layer_bytes"]
 
-COMPUTE_BYTES = 4
-"""Bytes of a workspace element: kernels accumulate, and where 16-bit products are slow compute, in float32."""
-EXPERT_ROWS = 4096
-"""Rows that an expert works on at a time; more are done in turns, so that the workspace stays bounded."""
 DOUBLE_BUFFER = 2
 """Slots that a layer's pages stream into, pinned staging pages, transfers in flight: one filled, one used."""
 
@@ -108,7 +105,7 @@ def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:
         page_buffers=DOUBLE_BUFFER * streamed,
         kv_cache=kv_bytes if on_gpu else 0,
         activations=_activation_bytes(policy, model, workload),
-        workspace=_workspace_bytes(policy, model, workload),
+        workspace=workspace_bytes(model, workload.prompt_tokens(policy.micro_batch_size), policy.micro_batch_size),
     )
     cpu = DeviceLedger(
         expert_weights=model.num_layers * streamed,
@@ -141,7 +138,7 @@ def _host_only(policy: Policy, model: ModelSpec, workload: Workload) -> DeviceLe
         expert_weights=int(weights),
         kv_cache=_kv_cache_bytes(policy, model, workload),
         activations=_activation_bytes(policy, model, workload),
-        workspace=_workspace_bytes(policy, model, workload),
+        workspace=workspace_bytes(model, workload.prompt_tokens(policy.micro_batch_size), policy.micro_batch_size),
     )
 
 
@@ -171,16 +168,3 @@ def _transfer_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int
     tokens = workload.prompt_tokens(policy.micro_batch_size) + policy.micro_batch_size
     width = 2 * model.query_size + 2 * model.kv_size
     return int(DOUBLE_BUFFER * tokens * width * policy.weight_dtype.bytes_per_element)
-
-
-def _workspace_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int:
-    """Bytes that post-attention of the largest micro-batch needs beside its inputs.
-
-    The normed hidden states and their sum, then either one expert's rows (gathered, gate, up, result; at most
-    `EXPERT_ROWS` at a time) and its weights widened, or the logits.
-    """
-    tokens = workload.prompt_tokens(policy.micro_batch_size)
-    rows = min(tokens, EXPERT_ROWS)
-    expert = rows * 2 * (model.hidden_size + model.intermediate_size) + model.expert_parameters
-    logits = policy.micro_batch_size * model.vocab_size
-    return COMPUTE_BYTES * (max(expert, logits) + 2 * tokens * model.hidden_size)

@@ -141,9 +141,7 @@ def _binds(bottleneck: Bottleneck) -> str:
     return f"the {bottleneck.lane} lane binds, by its {bottleneck.bound} roof (busy: {shares})"
 
 
-def _rate(rate: Rate | None, show: Callable[[float], str]) -> str:
-    if rate is None:
-        return ""
+def _rate(rate: Rate, show: Callable[[float], str]) -> str:
     peak = f"peak {show(rate.peak)}" if rate.peak else ""
     found = rate.measured
     if found is None:
@@ -167,9 +165,9 @@ def show_profile(profile: HardwareProfile) -> None:
             "read, one thread": level.one_thread_read_bytes_per_s,
             "copy, one thread": level.one_thread_copy_bytes_per_s,
         }
-        for what, rate in bandwidths.items():
-            if rate is not None:
-                rows.append({"where": where, "what": what, "value": _rate(rate, format_bytes_per_s)})
+        for what, bandwidth in bandwidths.items():
+            if bandwidth is not None:
+                rows.append({"where": where, "what": what, "value": _rate(bandwidth, format_bytes_per_s)})
     for name, link in profile.links.items():
         what = f"{link.source} to {link.target}"
         rows.append({"where": name, "what": what, "value": _rate(link.bytes_per_s, format_bytes_per_s)})

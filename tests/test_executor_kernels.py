@@ -9,10 +9,10 @@ from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, Mixtral
 from executor import linear as linear_module
 from executor.attention import append_kv, decode_attention, prefill_attention
 from executor.decoder import rms_norm
-from executor.experts import experts_workspace_bytes, mixture
+from executor.experts import mixture
 from executor.kernels import kernel_probes
 from executor.kv_cache import KVCache
-from executor.linear import linear, linear_workspace_bytes, operand
+from executor.linear import linear, operand
 from executor.weights import page_bounds
 from executor.workspace import host_workspace
 from hrm.ceilings import Kernel
@@ -20,6 +20,7 @@ from hrm.dtypes import DType
 from hrm.errors import OutOfMemoryError
 from hrm.model import ModelSpec
 from hrm.schedule.task import Lane
+from hrm.workspace import experts_workspace_bytes, linear_workspace_bytes
 
 
 def test_a_frame_gives_back_what_it_took_and_nothing_overlaps():
