@@ -65,6 +65,18 @@ def test_solve_writes_a_plan_that_loads(hrm, tmp_path):
     assert plan.policy.batch_size == json.loads(out)["policy"]["batch_size"] <= 48
 
 
+def test_a_plan_is_predicted_again_for_another_machine(hrm, tmp_path):
+    path = tmp_path / "plan.yaml"
+    hrm("predict", *MIXTRAL, *JOB, *SIZES, "-o", path)
+
+    code, out, _ = hrm("predict", "--plan", path, "--hardware", "gcp-g2-l4", "--json")
+
+    document = json.loads(out)
+    assert code == 0
+    assert document["machine"] == "gcp-g2-l4"
+    assert document["policy"]["batch_size"] == 64
+
+
 def test_a_hand_edited_plan_is_refused(hrm, tmp_path):
     path = tmp_path / "plan.yaml"
     hrm("predict", *MIXTRAL, *JOB, *SIZES, "-o", path)
@@ -103,6 +115,8 @@ def test_roofline_json_has_turning_points(hrm):
         (["predict", *MIXTRAL, *JOB, *SIZES, "--weights-on-gpu", "0.3"], "whole experts"),
         (["predict", *MIXTRAL, *JOB, "--batch-size", "4", "--micro-batch-size", "8"], "micro_batch_size"),
         (["predict", *MIXTRAL, *JOB, *SIZES, "--fidelity", "wild"], "--fidelity"),
+        (["predict", *MIXTRAL, *JOB], "--batch-size"),
+        (["predict", *JOB, *SIZES], "--hardware"),
         (["roofline", *MIXTRAL, "--batch-size", "4", "--micro-batch-size", "8"], "--micro-batch-size"),
         (["roofline", *MIXTRAL, "-o", "picture.gif"], "picture.gif"),
         (["hardware", "show", "nope"], "nope"),

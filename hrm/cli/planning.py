@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,11 +15,15 @@ from hrm.schedule.task import Phase
 
 if TYPE_CHECKING:
     from hrm.plan import Plan
+    from hrm.policy import Policy
     from hrm.workload import Workload
     from solver.space import Problem
 
 __all__ = ["predict", "roofline", "solve"]
 
+T = TypeVar("T")
+
+OptionalName = Annotated[str | None, typer.Option("--model", help="Bundled name, checkpoint folder or config.json.")]
 FidelityOption = Annotated[Fidelity, typer.Option("--fidelity", help="Which prediction to headline.")]
 StagingOption = Annotated[Staging, typer.Option("--staging", help="Where streamed weights lie in host memory.")]
 
@@ -103,11 +107,14 @@ def solve(
 
 
 def predict(
-    model: options.ModelName,
-    hardware: options.HardwareName,
-    gen_len: options.GenLen,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="N: sequences in flight.")],
-    micro_batch_size: Annotated[int, typer.Option("--micro-batch-size", min=1, help="mu: sequences per launch.")],
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Predict this plan, instead of a policy by options.")
+    ] = None,
+    model: OptionalName = None,
+    hardware: Annotated[str | None, typer.Option("--hardware", help="Bundled profile, alias, or YAML.")] = None,
+    gen_len: Annotated[int | None, typer.Option("--gen-len", min=1, help="Tokens per sequence.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="N: sequences in flight.")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option("--micro-batch-size", min=1, help="mu: per launch.")] = None,
     prompt_len: options.PromptLen = None,
     max_prompt_len: options.MaxPromptLen = None,
     num_sequences: options.NumSequences = None,
@@ -124,40 +131,75 @@ def predict(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Predict a given policy: prefill, decode, throughput, and what binds."""
+    """Predict a given policy, or a plan again: prefill, decode, throughput, and what binds."""
     from hrm.files import check_output
     from hrm.model import load_model
-    from hrm.plan import PlanStatus
     from hrm.policy import Policy, ScheduleName
-    from solver.grid import make_plan
 
     if output is not None:
         check_output(output)
-    workload = options.workload_of(
-        load_model(model),
-        gen_len=gen_len,
-        prompt_len=prompt_len,
-        max_prompt_len=max_prompt_len,
-        num_sequences=num_sequences,
-        prompts=prompts,
-        tokenizer=tokenizer,
+    hardware_name = _given(hardware, "--hardware")
+    if plan is not None:
+        problem, policy = _planned(plan, hardware_name)
+    else:
+        model_name = _given(model, "--model")
+        workload = options.workload_of(
+            load_model(model_name),
+            gen_len=_given(gen_len, "--gen-len"),
+            prompt_len=prompt_len,
+            max_prompt_len=max_prompt_len,
+            num_sequences=num_sequences,
+            prompts=prompts,
+            tokenizer=tokenizer,
+        )
+        problem = _problem(model_name, hardware_name, workload, weight_dtype, kv_dtype, staging, None)
+        policy = Policy(
+            batch_size=_given(batch_size, "--batch-size"),
+            micro_batch_size=_given(micro_batch_size, "--micro-batch-size"),
+            attention_device=attention_device,
+            ffn_device=ffn_device,
+            resident_experts=_whole_experts(weights_on_gpu, problem.model.num_experts),
+            kv_on_gpu=1.0 if attention_device is Processor.GPU else 0.0,
+            schedule=ScheduleName.CGOPIPE if ffn_device is Processor.GPU else ScheduleName.HOST,
+            weight_dtype=problem.weight_dtype,
+            kv_dtype=problem.kv_dtype,
+            staging=staging,
+            pages_per_layer=pages_per_layer,
+        )
+        policy.check(problem.model)
+    _predict(problem, policy, fidelity, output, json=json)
+
+
+def _given(value: T | None, option: str) -> T:
+    if value is None:
+        raise HrmError(f"{option}: needed (give it, or see hrm predict --help)")
+    return value
+
+
+def _planned(path: Path, hardware: str) -> tuple[Problem, Policy]:
+    """Take the problem and the policy from a plan, for a machine of the user's choice."""
+    from hrm.hardware import load_profile
+    from hrm.plan import load_plan
+    from solver.space import Problem
+
+    plan = load_plan(path)
+    problem = Problem(
+        model=plan.model,
+        hardware=load_profile(hardware),
+        workload=plan.workload,
+        weight_dtype=plan.policy.weight_dtype,
+        kv_dtype=plan.policy.kv_dtype,
+        staging=plan.policy.staging,
     )
-    problem = _problem(model, hardware, workload, weight_dtype, kv_dtype, staging, None)
-    policy = Policy(
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        attention_device=attention_device,
-        ffn_device=ffn_device,
-        resident_experts=_whole_experts(weights_on_gpu, problem.model.num_experts),
-        kv_on_gpu=1.0 if attention_device is Processor.GPU else 0.0,
-        schedule=ScheduleName.CGOPIPE if ffn_device is Processor.GPU else ScheduleName.HOST,
-        weight_dtype=problem.weight_dtype,
-        kv_dtype=problem.kv_dtype,
-        staging=staging,
-        pages_per_layer=pages_per_layer,
-    )
-    policy.check(problem.model)
-    _deliver(make_plan(problem, policy, PlanStatus.GIVEN, fidelity), output, json=json, short=problem.short_of(policy))
+    return problem, plan.policy
+
+
+def _predict(problem: Problem, policy: Policy, fidelity: Fidelity, output: Path | None, *, json: bool) -> None:
+    from hrm.plan import PlanStatus
+    from solver.grid import make_plan
+
+    made = make_plan(problem, policy, PlanStatus.GIVEN, fidelity)
+    _deliver(made, output, json=json, short=problem.short_of(policy))
 
 
 def _whole_experts(fraction: float, num_experts: int) -> int:
