@@ -30,7 +30,8 @@ from hrm.device.opening import load_spec, open_backend
 from hrm.dtypes import DType
 from hrm.files import from_plain, read_json, write_json
 from hrm.hardware import EmulatedSpec
-from hrm.model import ModelSpec, load_model
+from hrm.model import ModelSpec
+from hrm.model_config import load_model
 from hrm.policy import Policy, Processor, ScheduleName
 from hrm.records import record
 from hrm.units import NonNegative, NonNegativeInt

@@ -27,7 +27,8 @@ from hrm.compare import Measured
 from hrm.device.backend import Backend
 from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError
-from hrm.model import ModelSpec, load_model
+from hrm.model import ModelSpec
+from hrm.model_config import load_model
 from hrm.policy import Policy, Processor
 from hrm.records import record
 from hrm.schedule.catalog import build_schedule

@@ -9,7 +9,8 @@ from hrm.dtypes import DType
 from hrm.errors import HrmError
 from hrm.estimate import Fidelity
 from hrm.hardware import HardwareProfile, load_profile
-from hrm.model import ModelSpec, load_model
+from hrm.model import ModelSpec
+from hrm.model_config import load_model
 from hrm.plan import Plan, load_plan, save_plan
 from hrm.policy import Policy, Processor, ScheduleName, Staging
 from hrm.predict import Prediction, predict

@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hrm.dtypes import DType
-from hrm.errors import ModelError
+from hrm.errors import FileError, ModelError
+from hrm.files import read_json
 from hrm.model import ModelSpec
 
-__all__ = ["from_hf_config"]
+__all__ = ["bundled_models", "from_hf_config", "load_model"]
 
 SUPPORTED = ("llama", "mixtral")
+
+
+def _bundled_folder() -> Path:
+    return Path(__file__).resolve().parent / "model_configs"
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that ship with the project."""
+    return sorted(path.stem for path in _bundled_folder().glob("*.json"))
+
+
+def load_model(name_or_path: str | Path) -> ModelSpec:
+    """Load a model by bundled name, or from a checkpoint folder or a Hugging Face `config.json`.
+
+    Raises
+    ------
+    FileError
+        When nothing answers to the name.
+    ModelError
+        When the configuration is not understood, or contradicts itself.
+    """
+    path = Path(name_or_path)
+    bundled = _bundled_folder() / f"{name_or_path}.json"
+    if not path.exists() and bundled.is_file():
+        return from_hf_config(read_json(bundled), name=str(name_or_path), where=bundled.name)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.exists():
+        known = ", ".join(bundled_models())
+        raise FileError(f"model {name_or_path}: no bundled model and no such file or folder (bundled: {known})")
+    name = path.stem if path.name != "config.json" else path.resolve().parent.name
+    return from_hf_config(read_json(path), name=name, where=str(path))
 
 
 def from_hf_config(config: dict[str, Any], *, name: str, where: str) -> ModelSpec:

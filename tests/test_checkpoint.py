@@ -17,7 +17,8 @@ from executor.checkpoint import dense, synth, upcycle
 from executor.checkpoint.gguf_tokenizer import tokenizer_files
 from hrm.dtypes import DType
 from hrm.errors import FileError, HrmError, ModelError
-from hrm.model import ModelSpec, load_model
+from hrm.model import ModelSpec
+from hrm.model_config import load_model
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
 

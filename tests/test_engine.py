@@ -18,7 +18,8 @@ from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError
 from hrm.hardware import EmulatedSpec
 from hrm.memory import ledger
-from hrm.model import ModelSpec, load_model
+from hrm.model import ModelSpec
+from hrm.model_config import load_model
 from hrm.policy import Policy, Processor, ScheduleName, Staging
 from hrm.schedule.task import Phase, TaskKind
 from hrm.workload import Workload

@@ -6,8 +6,7 @@ import pytest
 
 from hrm.dtypes import DType
 from hrm.errors import FileError, ModelError
-from hrm.model import load_model
-from hrm.model_config import from_hf_config
+from hrm.model_config import from_hf_config, load_model
 
 TINY = {
     "model_type": "mixtral",

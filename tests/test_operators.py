@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hrm import operators
 from hrm.dtypes import DType
-from hrm.model import load_model
+from hrm.model_config import load_model
 from tests.machines import model, models
 
 TOKENS = st.integers(1, 12)

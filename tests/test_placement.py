@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hrm.dtypes import DType
 from hrm.hardware import load_profile
-from hrm.model import load_model
+from hrm.model_config import load_model
 from hrm.placement import place_operators
 from hrm.roofline import Bound
 from hrm.schedule.task import Phase

@@ -13,7 +13,7 @@ from hrm.dtypes import DType
 from hrm.estimate import Fidelity, decode_shape, prefill_shape
 from hrm.hardware import load_profile
 from hrm.lanes import lane_work, pass_costs
-from hrm.model import load_model
+from hrm.model_config import load_model
 from hrm.policy import Processor
 from hrm.predict import predict
 from hrm.schedule.task import Lane, Phase

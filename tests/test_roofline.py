@@ -10,7 +10,7 @@ from hrm import operators
 from hrm.dtypes import DType
 from hrm.errors import SchemaError
 from hrm.hardware import load_profile
-from hrm.model import load_model
+from hrm.model_config import load_model
 from hrm.roofline import Bound, attainable, balance_point, level_flop_per_s, ridge_point, turning_points
 from tests.machines import cpu_only, level, machine, machines, model
 

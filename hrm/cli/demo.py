@@ -23,14 +23,14 @@ Folder = Annotated[Path | None, typer.Option("--folder", help="Where to keep the
 GenLen = Annotated[int, typer.Option("--gen-len", min=2, help="Tokens to generate per sequence.")]
 
 
-def demo(folder: Folder = None, gen_len: GenLen = 24) -> None:
+def demo(context: typer.Context, folder: Folder = None, gen_len: GenLen = 24) -> None:
     """Profile an emulated device, solve for a model that does not fit it, run the plan and compare: a few minutes."""
     where = (folder or Path(tempfile.mkdtemp(prefix="hrm-demo-"))).resolve()
     where.mkdir(parents=True, exist_ok=True)
     steps = _steps(where, gen_len)
     for number, (title, command) in enumerate(steps, start=1):
         typer.echo(f"\n{number}/{len(steps)} {title}\n$ {command}")
-        _hrm(command)
+        context.find_root().command.main(shlex.split(command)[1:], prog_name="hrm", standalone_mode=False)
         if number == 1:
             _write_prompts(where / "prompts.jsonl")
             _write_device(where / "device.yaml", where / "model")
@@ -64,14 +64,6 @@ def _steps(where: Path, gen_len: int) -> list[tuple[str, str]]:
     ]
 
 
-def _hrm(command: str) -> None:
-    from typer.main import get_command
-
-    from hrm.cli.main import app
-
-    get_command(app)(shlex.split(command)[1:], standalone_mode=False)
-
-
 def _write_prompts(path: Path) -> None:
     from hrm.files import atomic_writer
 
@@ -87,7 +79,7 @@ def _write_device(path: Path, checkpoint: Path) -> None:
     """Pose a device too small for the model, on a link that keeps two lanes busy."""
     from hrm.files import write_yaml
     from hrm.hardware import EmulatedSpec
-    from hrm.model import load_model
+    from hrm.model_config import load_model
 
     model = load_model(checkpoint)
     weights_bytes = int(model.total_parameters * model.dtype.bytes_per_element)

@@ -16,7 +16,7 @@ model_app = typer.Typer(help="List the bundled models, or show one.", no_args_is
 @model_app.command("list")
 def list_models(json: Json = False) -> None:
     """List the models that ship with the project."""
-    from hrm.model import bundled_models
+    from hrm.model_config import bundled_models
     from hrm.report import show_json, show_lines
 
     names = bundled_models()
@@ -29,7 +29,7 @@ def show(
 ) -> None:
     """Show a model's dimensions and parameter counts."""
     from hrm.files import to_plain
-    from hrm.model import load_model
+    from hrm.model_config import load_model
     from hrm.report import show_json, show_mapping
 
     model = load_model(name)

@@ -42,7 +42,7 @@ def roofline(
 ) -> None:
     """Place each operator under the roofs of a machine: what binds it, and where to compute it."""
     from hrm.hardware import load_profile
-    from hrm.model import load_model
+    from hrm.model_config import load_model
     from hrm.placement import place_operators
     from hrm.report import show_json, show_roofline
 
@@ -85,7 +85,7 @@ def solve(
 ) -> None:
     """Find the policy with the highest predicted throughput that fits in memory."""
     from hrm.files import check_output
-    from hrm.model import load_model
+    from hrm.model_config import load_model
     from hrm.report import progress
     from solver.grid import solve as search
 
@@ -133,7 +133,7 @@ def predict(
 ) -> None:
     """Predict a given policy, or a plan again: prefill, decode, throughput, and what binds."""
     from hrm.files import check_output
-    from hrm.model import load_model
+    from hrm.model_config import load_model
     from hrm.policy import Policy, ScheduleName
 
     if output is not None:
@@ -222,7 +222,7 @@ def _problem(
     ram_limit: str | None,
 ) -> Problem:
     from hrm.hardware import load_profile
-    from hrm.model import load_model
+    from hrm.model_config import load_model
     from solver.space import Problem
 
     spec = load_model(model)
