@@ -23,7 +23,7 @@ MakeKernel = Callable[[int, int, Lane, torch.device], Callable[[], object]]
 _QUICK_ROWS = 4
 _SECOND_COLUMN_S = 0.8
 """What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
-_REPEAT_S, _MOST_CALLS = 0.02, 64
+_REPEAT_S, _QUICK_REPEAT_S, _MOST_CALLS = 0.02, 0.01, 64
 """What a repeat should last at least, and how many calls of a kernel it may take for that."""
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
 
@@ -60,21 +60,21 @@ def measure_tables(bench: Bench, probes: Sequence[KernelProbe], levels: Iterable
 
 
 def measure_table(bench: Bench, probe: KernelProbe, level: str, *, budget_s: float) -> CeilingTable:
-    """Measure a probe's table row count by row count until the time is spent; the fewest rows in any case.
+    """Measure a probe's table row count by row count until the time is spent; two of them in any case.
 
-    Many rows come before those between, for beyond its last row count a table keeps the rate of its edge, which is far
-    too low where the edge is at few rows.
+    A middle row count tells what others cost. Then come the most rows that fit, for beyond its last row count a table
+    keeps the rate of its edge, then the fewest, then those farthest from the measured ones.
     """
     deadline_s = time.perf_counter() + budget_s
     sizes = _ends(probe.sizes) if bench.quick else probe.sizes
     columns: dict[int, _Column] = {}
-    rows: int | None = probe.rows[0]
+    rows: int | None = probe.rows[len(probe.rows) // 2]
     while rows is not None:
         columns[rows] = _measure_column(bench, probe, _LANES[level], sizes, rows)
         left_s = deadline_s - time.perf_counter()
         if len(columns) == 1:
             left_s = max(left_s, _SECOND_COLUMN_S)
-        rows = None if bench.quick and len(columns) == _QUICK_ROWS else _next_rows(probe.rows, columns, left_s)
+        rows = None if bench.quick and len(columns) == _QUICK_ROWS else _next_rows(bench, probe.rows, columns, left_s)
     measured = sorted(columns)
     cells = [[columns[rows].cells[size] for rows in measured] for size in sizes]
     return CeilingTable(
@@ -90,47 +90,62 @@ def measure_table(bench: Bench, probe: KernelProbe, level: str, *, budget_s: flo
 
 @record
 class _Column:
-    """What was measured at one row count, by size, and what it cost: making the operands, and running."""
+    """What was measured at one row count, by size, and what making the operands cost."""
 
     cells: dict[int, Measurement]
     make_s: float
-    run_s: float
+
+    def expected_s(self, bench: Bench, more_rows: float) -> float:
+        """Return what a column of `more_rows` times the rows would take: its operands, two trials, the rounds."""
+        calls_s = sum(cell.median for cell in self.cells.values()) * max(1.0, more_rows)
+        return self.make_s + 2 * calls_s + (bench.rounds + 1) * max(calls_s, len(self.cells) * _repeat_s(bench))
+
+
+def _repeat_s(bench: Bench) -> float:
+    return _QUICK_REPEAT_S if bench.quick else _REPEAT_S
 
 
 def _measure_column(bench: Bench, probe: KernelProbe, lane: Lane, sizes: tuple[int, ...], rows: int) -> _Column:
     begun_s = time.perf_counter()
-    timed = {size: _timed(bench, probe, lane, size, rows) for size in sizes}
+    calls = {size: bench.made_for(lane, _made(probe, lane, size, rows)) for size in sizes}
     made_s = time.perf_counter()
-    once_s = sum(warm_up(timed).values())
+    timed = {size: _timed(bench, lane, call) for size, call in calls.items()}
+    warmed_s = time.perf_counter()
+    warm_up(timed)
+    once_s = time.perf_counter() - warmed_s
     times = measure(timed, rounds=bench.rounds, budget_s=bench.rounds * once_s)
-    cells = {size: summary(times[size]) for size in sizes}
-    return _Column(cells=cells, make_s=made_s - begun_s, run_s=time.perf_counter() - made_s)
+    return _Column(cells={size: summary(times[size]) for size in sizes}, make_s=made_s - begun_s)
 
 
-def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: float) -> int | None:
-    """Return the most rows that fit into the time left, else the row count farthest from the measured ones."""
-    most = max(columns)
+def _made(probe: KernelProbe, lane: Lane, size: int, rows: int) -> Callable[[torch.device], Callable[[], object]]:
+    return lambda device: probe.make(size, rows, lane, device)
 
-    def expected_s(rows: int) -> float:
-        above = min((done for done in columns if done > rows), default=most)
-        column = columns[above]
-        return column.make_s + column.run_s * max(1.0, rows / above)
+
+def _next_rows(bench: Bench, wanted: tuple[int, ...], columns: dict[int, _Column], left_s: float) -> int | None:
+    """Return the row count to measure next in the time left: most rows, fewest, then the farthest from the measured."""
+
+    def fits(rows: int) -> bool:
+        nearest = min(columns, key=lambda done: abs(math.log(rows / done)))
+        return columns[nearest].expected_s(bench, rows / nearest) <= left_s
 
     def distance(rows: int) -> float:
         return min(abs(math.log(rows / done)) for done in columns)
 
-    fitting = [rows for rows in wanted if rows not in columns and expected_s(rows) <= left_s]
-    beyond = [rows for rows in fitting if rows > most]
-    return max(beyond) if beyond else max(fitting, key=distance, default=None)
+    fitting = [rows for rows in wanted if rows not in columns and fits(rows)]
+    beyond = [rows for rows in fitting if rows > max(columns)]
+    if beyond:
+        return max(beyond)
+    if fitting and min(wanted) not in columns:
+        return min(fitting)
+    return max(fitting, key=distance, default=None)
 
 
-def _timed(bench: Bench, probe: KernelProbe, lane: Lane, size: int, rows: int) -> Timed:
+def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
     """Make a repeat of a kernel: several calls in a row, as in a run, where one kernel follows another on a lane.
 
     A call on its own would find its threads asleep and its temporaries gone from the cache.
     """
-    call = bench.made_for(lane, lambda device: probe.make(size, rows, lane, device))
-    calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / bench.seconds(lane, call)))
+    calls = min(_MOST_CALLS, math.ceil(_repeat_s(bench) / bench.seconds(lane, call)))
 
     def several() -> None:
         for _ in range(calls):
