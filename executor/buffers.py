@@ -12,11 +12,9 @@ from executor.workspace import Allocate
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor
+from hrm.schedule.task import IN_FLIGHT
 
 __all__ = ["DecodeFlight", "PrefillFlight", "WaveBuffers"]
-
-IN_FLIGHT = 2
-"""Positions (layer, micro-batch) whose buffers are in use at once; the schedule's dependencies keep to it."""
 
 
 class PrefillFlight:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from executor.attention import append_kv, decode_attention
-from executor.buffers import IN_FLIGHT, DecodeFlight
+from executor.buffers import DecodeFlight
 from executor.decoder import pre_attention
 from executor.state import Step, WaveState
+from hrm.schedule.task import IN_FLIGHT
 
 __all__ = ["DecodeTasks"]
 

@@ -25,10 +25,12 @@ from executor.weights import load_weights, torch_dtype
 from executor.workspace import Allocate, Workspace
 from hrm.compare import Measured
 from hrm.device.backend import Backend
+from hrm.device.opening import open_backend
 from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError
 from hrm.model import ModelSpec
 from hrm.model_config import load_model
+from hrm.plan import Plan
 from hrm.policy import Policy, Processor
 from hrm.records import record
 from hrm.schedule.catalog import build_schedule
@@ -67,7 +69,7 @@ class Generation:
 
 
 class Engine:
-    """A checkpoint loaded for a plan on a backend.
+    """A checkpoint loaded for a plan on a backend; without one, on the device that the plan names.
 
     Raises
     ------
@@ -81,7 +83,10 @@ class Engine:
         When the device cannot hold what the plan puts there.
     """
 
-    def __init__(self, plan: Runnable, checkpoint_dir: str | Path, backend: Backend) -> None:
+    def __init__(self, plan: Runnable | Plan, checkpoint_dir: str | Path, backend: Backend | None = None) -> None:
+        if backend is None:
+            assert isinstance(plan, Plan), "only a plan says on which device to run: give a backend"
+            backend = open_backend(plan.machine.device, plan.machine.emulated)
         self.policy, self.workload, self.backend = plan.policy, plan.workload, backend
         self.model = load_model(checkpoint_dir)
         _check_model(plan.model, self.model, checkpoint_dir)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from executor.attention import prefill_attention
-from executor.buffers import IN_FLIGHT, PrefillFlight
+from executor.buffers import PrefillFlight
 from executor.decoder import pre_attention
 from executor.state import Step, WaveState
+from hrm.schedule.task import IN_FLIGHT
 
 __all__ = ["PrefillTasks"]
 

@@ -14,11 +14,10 @@ from executor.workspace import Allocate
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor, Staging
+from hrm.schedule.task import IN_FLIGHT
 
 __all__ = ["ExpertStore", "load_weights", "page_bounds", "torch_dtype"]
 
-SLOTS = 2
-"""Device buffers that layers stream into, and pinned staging pages: one is filled while the other is used."""
 _PAGE_ALIGNMENT_BYTES = 64
 
 
@@ -62,11 +61,10 @@ class ExpertStore:
         self._host = [
             backend.host_empty((streamed,), dtype, pinned=on_gpu and not staged) for _ in range(model.num_layers)
         ]
-        self._slots = [backend.empty((streamed,), dtype).zero_() for _ in range(SLOTS)] if on_gpu else []
+        self._slots = [backend.empty((streamed,), dtype).zero_() for _ in range(IN_FLIGHT)] if on_gpu else []
         largest = max(last - first for first, last in pairwise(self.bounds))
-        self._staging = [
-            backend.host_empty((largest,), dtype, pinned=True).zero_() for _ in range(SLOTS if on_gpu and staged else 0)
-        ]
+        staging_pages = IN_FLIGHT if on_gpu and staged else 0
+        self._staging = [backend.host_empty((largest,), dtype, pinned=True).zero_() for _ in range(staging_pages)]
 
     def home(self, layer: int, expert: int) -> torch.Tensor:
         """Return where an expert's weights lie for good: flat, in device or host memory."""
@@ -76,7 +74,7 @@ class ExpertStore:
 
     def at_work(self, layer: int, use: int) -> list[torch.Tensor]:
         """Return the layer's experts where the FFN reads them; streamed ones in the slot of this use."""
-        streamed = self._slots[use % SLOTS] if self._slots else self._host[layer]
+        streamed = self._slots[use % IN_FLIGHT] if self._slots else self._host[layer]
         flats = (self._resident[layer], streamed)
         return [flat[at : at + self._expert] for flat in flats for at in range(0, flat.numel(), self._expert)]
 
@@ -91,10 +89,10 @@ class ExpertStore:
         if first == last:
             return
         staged = self._staging_page(page, use)[: last - first] if self._staging else self._host[layer][first:last]
-        self._backend.copy(self._slots[use % SLOTS][first:last], staged)
+        self._backend.copy(self._slots[use % IN_FLIGHT][first:last], staged)
 
     def _staging_page(self, page: int, use: int) -> torch.Tensor:
-        return self._staging[(use * self._num_pages + page) % SLOTS]
+        return self._staging[(use * self._num_pages + page) % IN_FLIGHT]
 
 
 def load_weights(policy: Policy, model: ModelSpec, folder: Path, backend: Backend) -> tuple[ModelWeights, ExpertStore]:

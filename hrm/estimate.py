@@ -121,10 +121,13 @@ def _attention(policy: Policy, model: ModelSpec, shape: PassShape) -> tuple[list
 
 def _transfer_costs(policy: Policy, model: ModelSpec, machine: _Machine, shape: PassShape) -> dict[TaskKind, Cost]:
     width = policy.weight_dtype.bytes_per_element
-    parts = 2 * model.kv_size + (model.query_size if shape.phase is Phase.DECODE else 0)
+    if shape.phase is Phase.DECODE:
+        offloaded = shape.tokens * (model.query_size + 2 * model.kv_size) * width
+    else:
+        offloaded = shape.tokens * 2 * model.kv_size * policy.kv_dtype.bytes_per_element
     page = page_bytes(policy, model)
     costs = {
-        TaskKind.QKV_OFFLOAD: machine.transfer("d2h", shape.tokens * parts * width),
+        TaskKind.QKV_OFFLOAD: machine.transfer("d2h", offloaded),
         TaskKind.HIDDEN_UPLOAD: machine.transfer("h2d", shape.tokens * model.query_size * width),
         TaskKind.PAGE_COPY: machine.transfer("h2d", page),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +32,6 @@ __all__ = [
     "load_profile",
 ]
 
-SCHEMA_VERSION = 1
 ACHIEVABLE_SHARE = 0.8
 """Share of a datasheet peak that a good kernel reaches, where nothing was measured. STREAM on servers reaches about 0.8
 of the theoretical DRAM rate (McCalpin, STREAM benchmark), pinned PCIe copies and dense GEMM about as much."""
@@ -203,20 +203,52 @@ def _check(profile: HardwareProfile, where: str) -> None:
     if "cpu" not in profile.levels:
         raise SchemaError(f"{where}: levels.cpu: required level is missing (add the host's memory)")
     for name, level in profile.levels.items():
-        if level.usable_bytes > level.capacity_bytes:
-            raise SchemaError(
-                f"{where}: levels.{name}.usable_bytes: {level.usable_bytes} exceeds capacity_bytes "
-                f"{level.capacity_bytes} (lower it)"
-            )
-        rates = {f"compute_flop_per_s.{dtype}": rate for dtype, rate in level.compute_flop_per_s.items()}
-        _check_rates(rates | {"read_bytes_per_s": level.read_bytes_per_s}, f"{where}: levels.{name}")
+        _check_level(level, f"{where}: levels.{name}")
     for name, link in profile.links.items():
-        for end in (link.source, link.target):
-            if end not in profile.levels:
-                raise SchemaError(f"{where}: links.{name}: {end!r} is no level (levels: {sorted(profile.levels)})")
-        _check_rates({"bytes_per_s": link.bytes_per_s}, f"{where}: links.{name}")
+        _check_link(name, link, profile, f"{where}: links.{name}")
+    for index, table in enumerate(profile.ceilings):
+        _check_table(table, f"{where}: ceilings.{index}")
     if profile.has_gpu and not {"h2d", "d2h"} <= set(profile.links):
         raise SchemaError(f"{where}: links: a machine with a gpu needs the links h2d and d2h (add them)")
+
+
+def _check_level(level: Level, where: str) -> None:
+    if level.usable_bytes > level.capacity_bytes:
+        raise SchemaError(
+            f"{where}.usable_bytes: {level.usable_bytes} exceeds capacity_bytes {level.capacity_bytes} (lower it)"
+        )
+    rates = {f"compute_flop_per_s.{dtype}": rate for dtype, rate in level.compute_flop_per_s.items()}
+    bandwidths = {field_name: getattr(level, field_name) for field_name in _BANDWIDTHS}
+    _check_rates(rates | {name: rate for name, rate in bandwidths.items() if rate is not None}, where)
+
+
+def _check_link(name: str, link: Link, profile: HardwareProfile, where: str) -> None:
+    for end in (link.source, link.target):
+        if end not in profile.levels:
+            raise SchemaError(f"{where}: {end!r} is no level (levels: {sorted(profile.levels)})")
+    if (link.source, link.target) != _LINK_ENDS.get(name, (link.source, link.target)):
+        raise SchemaError(f"{where}: leads from {link.source} to {link.target} (turn it round)")
+    _check_rates({"bytes_per_s": link.bytes_per_s}, where)
+
+
+_BANDWIDTHS = (
+    "read_bytes_per_s",
+    "copy_bytes_per_s",
+    "one_thread_read_bytes_per_s",
+    "one_thread_copy_bytes_per_s",
+)
+_LINK_ENDS = {"h2d": ("cpu", "gpu"), "d2h": ("gpu", "cpu")}
+
+
+def _check_table(table: CeilingTable, where: str) -> None:
+    for axis in ("sizes", "rows"):
+        values = getattr(table, axis)
+        if not values or any(low >= high for low, high in pairwise(values)):
+            raise SchemaError(f"{where}.{axis}: must ascend and not be empty (sort it)")
+    if len(table.seconds) != len(table.sizes) or any(len(line) != len(table.rows) for line in table.seconds):
+        raise SchemaError(
+            f"{where}.seconds: must be {len(table.sizes)} lines of {len(table.rows)} numbers, as sizes and rows say"
+        )
 
 
 def _check_rates(rates: dict[str, Rate], where: str) -> None:

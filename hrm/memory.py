@@ -9,14 +9,12 @@ from hrm.hardware import HardwareProfile
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor, Staging
 from hrm.records import record
+from hrm.schedule.task import IN_FLIGHT
 from hrm.units import NonNegativeInt, format_bytes
 from hrm.workload import Workload
 from hrm.workspace import workspace_bytes
 
 __all__ = ["DeviceLedger", "Ledger", "Shortage", "ledger", "page_bytes", "shortage", "streamed_layer_bytes"]
-
-DOUBLE_BUFFER = 2
-"""Slots that a layer's pages stream into, pinned staging pages, transfers in flight: one filled, one used."""
 
 
 @record
@@ -102,14 +100,14 @@ def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:
     gpu = DeviceLedger(
         dense_weights=_dense_weight_bytes(policy, model),
         expert_weights=int(model.num_layers * resident),
-        page_buffers=DOUBLE_BUFFER * streamed,
+        page_buffers=IN_FLIGHT * streamed,
         kv_cache=kv_bytes if on_gpu else 0,
         activations=_activation_bytes(policy, model, workload),
-        workspace=workspace_bytes(model, workload.prompt_tokens(policy.micro_batch_size), policy.micro_batch_size),
+        workspace=_workspace_bytes(policy, model, workload),
     )
     cpu = DeviceLedger(
         expert_weights=model.num_layers * streamed,
-        page_buffers=int(DOUBLE_BUFFER * page_bytes(policy, model)) if staged else 0,
+        page_buffers=int(IN_FLIGHT * page_bytes(policy, model)) if staged else 0,
         kv_cache=0 if on_gpu else kv_bytes,
         activations=0 if on_gpu else _transfer_bytes(policy, model, workload),
     )
@@ -138,7 +136,7 @@ def _host_only(policy: Policy, model: ModelSpec, workload: Workload) -> DeviceLe
         expert_weights=int(weights),
         kv_cache=_kv_cache_bytes(policy, model, workload),
         activations=_activation_bytes(policy, model, workload),
-        workspace=workspace_bytes(model, workload.prompt_tokens(policy.micro_batch_size), policy.micro_batch_size),
+        workspace=_workspace_bytes(policy, model, workload),
     )
 
 
@@ -165,6 +163,15 @@ def _transfer_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int
 
     Decode has buffers of its own: its first micro-batches start while the last ones of prefill still go down.
     """
-    tokens = workload.prompt_tokens(policy.micro_batch_size) + policy.micro_batch_size
-    width = 2 * model.query_size + 2 * model.kv_size
-    return int(DOUBLE_BUFFER * tokens * width * policy.weight_dtype.bytes_per_element)
+    tokens = workload.micro_batch_prompt_tokens(policy.micro_batch_size)
+    rows, width = tokens + policy.micro_batch_size, policy.weight_dtype.bytes_per_element
+    queries = rows * 2 * model.query_size * width
+    prefill_kv = tokens * 2 * model.kv_size * policy.kv_dtype.bytes_per_element
+    decode_kv = policy.micro_batch_size * 2 * model.kv_size * width
+    return int(IN_FLIGHT * (queries + prefill_kv + decode_kv))
+
+
+def _workspace_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int:
+    """Bytes of the temporaries of the largest micro-batch, at prefill size."""
+    tokens = workload.micro_batch_prompt_tokens(policy.micro_batch_size)
+    return workspace_bytes(model, tokens, policy.micro_batch_size)

@@ -128,11 +128,13 @@ class _Reader:
         parameters = self.config.get("rope_parameters")
         if parameters is None:
             return self.number("rope_theta", 1e4)
+        if not isinstance(parameters, dict):
+            raise ModelError(f"{self.where}: rope_parameters: expected a mapping, got {parameters!r}")
         if parameters.get("rope_type", "default") != "default":
             raise ModelError(
                 f"{self.where}: rope_parameters.rope_type: {parameters['rope_type']!r} is unsupported (only 'default')"
             )
-        return float(parameters.get("rope_theta", 1e4))
+        return _Reader(parameters, f"{self.where}: rope_parameters").number("rope_theta", 1e4)
 
     def dtype(self) -> DType:
         name = self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"

@@ -60,15 +60,20 @@ class Workload:
         """Tokens in the KV cache of the longest sequence when it ends (the last token made is never cached)."""
         return self.max_prompt_len + self.gen_len - 1
 
-    @property
-    def mean_decode_context_len(self) -> float:
-        """Tokens attended to per sequence, averaged over the decode steps and over the sequences."""
-        return self.mean_prompt_len + self.gen_len / 2
-
     def prompt_tokens(self, count: int) -> int:
-        """Return what the prompts of `count` sequences hold at most, when the engine deals prompts out evenly.
+        """Return what the prompts of a batch of `count` sequences hold at most, as the engine deals jobs into waves.
 
-        Prompts are dealt by length, back and forth, so that no wave and no micro-batch gets more than its average share
-        and one longest prompt on top.
+        Prompts are dealt by length, back and forth, so that no wave gets more than its average share and one longest
+        prompt on top.
         """
-        return min(math.ceil(count * self.mean_prompt_len) + self.max_prompt_len, count * self.max_prompt_len)
+        return self._at_most(count, longest=1)
+
+    def micro_batch_prompt_tokens(self, count: int) -> int:
+        """Return what the prompts of a micro-batch of `count` sequences hold at most.
+
+        A wave is dealt into micro-batches as a job is into waves: what a wave has above the average may come on top.
+        """
+        return self._at_most(count, longest=2)
+
+    def _at_most(self, count: int, *, longest: int) -> int:
+        return min(math.ceil(count * self.mean_prompt_len) + longest * self.max_prompt_len, count * self.max_prompt_len)

@@ -90,32 +90,29 @@ def _ladder(largest: int) -> Iterator[int]:
 
 
 def _largest_batch(problem: Problem, placement: Policy) -> int:
-    """Return the largest N that fits with mu = 1 and nothing resident, by bisection (demand grows with N)."""
+    """Return the largest N that fits with mu = 1, by bisection (demand grows with N)."""
     limit = problem.workload.num_sequences or LARGEST_BATCH
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if problem.short_of(replace(placement, batch_size=middle)) is None:
+        if _fits_at_all(problem, replace(placement, batch_size=middle)):
             low = middle
         else:
             high = middle - 1
     return low
 
 
+def _fits_at_all(problem: Problem, policy: Policy) -> bool:
+    """Say whether a policy fits with no or with all experts resident; the demand in between lies between."""
+    counts = (0,) if policy.ffn_device is Processor.CPU else (0, problem.model.num_experts)
+    return any(problem.short_of(replace(policy, resident_experts=count)) is None for count in counts)
+
+
 def most_resident_experts(problem: Problem, policy: Policy) -> Policy | None:
     """Return the policy with as many experts resident as fit, or None where not even none fits.
 
-    Demand grows with each expert kept (an expert leaves two page slots but enters every layer), so the count is found
-    by bisection; more resident experts only take work off the link, so no smaller count can be faster.
+    More resident experts only take work off the link, so no smaller count can be faster.
     """
-    if policy.ffn_device is Processor.CPU:
-        return policy if problem.short_of(policy) is None else None
-    everything = replace(policy, resident_experts=problem.model.num_experts)
-    if problem.short_of(everything) is None:
-        return everything
-    fitting = [
-        candidate
-        for count in range(problem.model.num_experts - 1, -1, -1)
-        if problem.short_of(candidate := replace(policy, resident_experts=count)) is None
-    ]
-    return fitting[0] if fitting else None
+    most = 0 if policy.ffn_device is Processor.CPU else problem.model.num_experts
+    candidates = (replace(policy, resident_experts=count) for count in range(most, -1, -1))
+    return next((candidate for candidate in candidates if problem.short_of(candidate) is None), None)

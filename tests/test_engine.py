@@ -287,10 +287,13 @@ def test_what_is_measured_is_consistent(mixtral):
 
 
 @pytest.mark.parametrize("attention_device", list(Processor))
-@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
-def test_device_memory_stays_within_the_ledger(mixtral, attention_device, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"),
+    [(DType.FLOAT32, DType.FLOAT32), (DType.BFLOAT16, DType.BFLOAT16), (DType.BFLOAT16, DType.FLOAT32)],
+)
+def test_device_memory_stays_within_the_ledger(mixtral, attention_device, dtype, kv_dtype):
     folder, prompts, _ = mixtral
-    policy = gpu_policy(attention_device=attention_device, resident_experts=2, weight_dtype=dtype, kv_dtype=dtype)
+    policy = gpu_policy(attention_device=attention_device, resident_experts=2, weight_dtype=dtype, kv_dtype=kv_dtype)
     plan = plan_for(folder, policy)
 
     peak_bytes = run(folder, policy, prompts).measured.peak_bytes["gpu"]

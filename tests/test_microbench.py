@@ -160,7 +160,7 @@ def test_table_leaves_out_row_counts_that_do_not_fit(host, monkeypatch):
     begun_s = time.perf_counter()
     table = measure_table(host, _sleeping_probe(0.002), "cpu", budget_s=1.5)
 
-    assert table.rows[0] == 1
+    assert 8 in table.rows
     assert table.rows[-1] < 32
     assert time.perf_counter() - begun_s < 10
 

@@ -25,7 +25,7 @@ POLICY = Policy(
 )
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(200))
 def test_no_wave_or_micro_batch_holds_more_than_the_ledger_counts(seed):
     draw = random.Random(seed)
     lens = [1 + int(draw.expovariate(1 / 80)) for _ in range(draw.randint(1, 60))]
@@ -39,7 +39,7 @@ def test_no_wave_or_micro_batch_holds_more_than_the_ledger_counts(seed):
         assert wave.prompt_lens == tuple(lens[place] for place in wave.order)
         assert wave.num_tokens <= workload.prompt_tokens(policy.batch_size)
         for batch in wave.micro_batches:
-            assert batch.num_tokens <= workload.prompt_tokens(policy.micro_batch_size)
+            assert batch.num_tokens <= workload.micro_batch_prompt_tokens(policy.micro_batch_size)
 
 
 def test_micro_batches_lie_one_behind_the_other():

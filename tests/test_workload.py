@@ -48,15 +48,6 @@ def test_equal_prompts_are_counted_exactly():
     assert job.max_context_len == 12
 
 
-@given(LENS, st.integers(2, 20))
-def test_the_mean_context_is_that_of_the_steps(lens, gen_len):
-    """Decode step i attends to prompt + i tokens, its own included, for i = 1 .. gen_len - 1."""
-    job = Workload.from_prompt_lens(tuple(lens), gen_len)
-    contexts = [length + step for length in lens for step in range(1, gen_len)]
-
-    assert job.mean_decode_context_len == pytest.approx(sum(contexts) / len(contexts))
-
-
 def test_a_maximum_below_the_mean_is_refused():
     with pytest.raises(HrmError, match=r"--max-prompt-len 5: smaller than the mean prompt length 9 \(raise it\)"):
         workload(9, 5)

@@ -90,6 +90,9 @@ def workload_of(
     if (prompt_len is None) == (prompts is None):
         raise HrmError("--prompt-len, --prompts: give exactly one of them")
     if prompts is not None:
+        for option, value in (("--max-prompt-len", max_prompt_len), ("--num-sequences", num_sequences)):
+            if value is not None:
+                raise HrmError(f"{option}: not with --prompts, which says it already (leave one out)")
         workload = _workload_of_prompts(prompts, tokenizer, gen_len)
     else:
         assert prompt_len is not None

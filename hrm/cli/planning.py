@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -131,13 +132,19 @@ def predict(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Predict a given policy, or a plan again: prefill, decode, throughput, and what binds."""
+    """Predict a given policy, or a plan again: prefill, decode, throughput, and what binds.
+
+    With --plan the policy, model and job are the plan's; without --hardware its own prediction is shown.
+    """
     from hrm.files import check_output
     from hrm.model_config import load_model
     from hrm.policy import Policy, ScheduleName
 
     if output is not None:
         check_output(output)
+    if plan is not None and hardware is None:
+        _deliver(_headlined(plan, fidelity), output, json=json)
+        return
     hardware_name = _given(hardware, "--hardware")
     if plan is not None:
         problem, policy = _planned(plan, hardware_name)
@@ -174,6 +181,14 @@ def _given(value: T | None, option: str) -> T:
     if value is None:
         raise HrmError(f"{option}: needed (give it, or see hrm predict --help)")
     return value
+
+
+def _headlined(path: Path, fidelity: Fidelity) -> Plan:
+    """Return a plan with the prediction that it carries, another fidelity in front."""
+    from hrm.plan import load_plan
+
+    plan = load_plan(path)
+    return replace(plan, prediction=replace(plan.prediction, fidelity=fidelity))
 
 
 def _planned(path: Path, hardware: str) -> tuple[Problem, Policy]:

@@ -12,12 +12,9 @@ from collections.abc import Iterator
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor, Staging
 from hrm.records import record
-from hrm.schedule.task import Lane, Need, Phase, Schedule, Task, TaskKey, TaskKind
+from hrm.schedule.task import IN_FLIGHT, Lane, Need, Phase, Schedule, Task, TaskKey, TaskKind
 
 __all__ = ["cgopipe"]
-
-BUFFERS = 2
-"""Micro-batches in flight per transfer, and pinned staging pages: each is filled while the other is used."""
 
 
 def cgopipe(policy: Policy, model: ModelSpec) -> Schedule:
@@ -50,14 +47,14 @@ class _Pipe:
     def prologue(self) -> Iterator[Task]:
         """Bring the first layer's pages up before the first pass."""
         for page in range(self.num_pages):
-            slot = [Need(TaskKey(TaskKind.PAGE_COPY, 0, page - BUFFERS))] if page >= BUFFERS else []
+            slot = [Need(TaskKey(TaskKind.PAGE_COPY, 0, page - IN_FLIGHT))] if page >= IN_FLIGHT else []
             yield from self._page(0, page, pin_needs=slot, copy_needs=[], for_next_pass=False)
 
     def one_pass(self, phase: Phase) -> Iterator[Task]:
         """Yield the tasks of one pass in the order in which lanes take them."""
         positions = self.num_layers * self.num_micro_batches
         on_cpu = self.attention_on_cpu and phase is Phase.DECODE
-        ahead = min(BUFFERS, self.num_micro_batches) if on_cpu else 0
+        ahead = min(IN_FLIGHT, self.num_micro_batches) if on_cpu else 0
         for x in range(min(ahead, positions)):
             yield from self._until_attention(x, phase)
         for x in range(positions):
@@ -78,8 +75,8 @@ class _Pipe:
         decode = phase is Phase.DECODE
         pre, offload = self._key(TaskKind.PRE_ATTENTION, x), self._key(TaskKind.QKV_OFFLOAD, x)
         needs = [self._hidden_states(x)] if decode or x >= self.num_micro_batches else []
-        if self.attention_on_cpu and x >= BUFFERS:
-            needs.append(Need(self._key(TaskKind.QKV_OFFLOAD, x - BUFFERS)))
+        if self.attention_on_cpu and x >= IN_FLIGHT:
+            needs.append(Need(self._key(TaskKind.QKV_OFFLOAD, x - IN_FLIGHT)))
         yield Task(key=pre, lane=Lane.GPU, needs=tuple(needs))
         if self.attention_on_cpu:
             yield Task(key=offload, lane=Lane.D2H, needs=(Need(pre),))
@@ -96,8 +93,8 @@ class _Pipe:
 
     def _hidden_upload(self, x: int) -> Task:
         needs = [Need(self._key(TaskKind.ATTENTION, x))]
-        if x >= BUFFERS:
-            needs.append(Need(self._key(TaskKind.POST_ATTENTION, x - BUFFERS)))
+        if x >= IN_FLIGHT:
+            needs.append(Need(self._key(TaskKind.POST_ATTENTION, x - IN_FLIGHT)))
         return Task(key=self._key(TaskKind.HIDDEN_UPLOAD, x), lane=Lane.H2D, needs=tuple(needs))
 
     def _post_attention(self, x: int, *, uploaded: bool) -> Task:
@@ -132,7 +129,7 @@ class _Pipe:
 
     def _staging_page_free(self, layer: int, page: int) -> Need:
         """Need the copy out of the pinned page that is pinned over: two pages back in the order of the pass."""
-        y = layer * self.num_pages + page - BUFFERS
+        y = layer * self.num_pages + page - IN_FLIGHT
         passes_ago = 0
         while y < 0:
             y, passes_ago = y + self.num_layers * self.num_pages, passes_ago + 1

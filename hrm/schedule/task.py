@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from hrm.records import record
 
-__all__ = ["Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind"]
+IN_FLIGHT = 2
+"""Of whatever is double-buffered, how many are in use at once: one is filled while the other is used. Micro-batches in
+transfer, device slots of streamed layers, pinned staging pages."""
+
+__all__ = ["IN_FLIGHT", "Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind"]
 
 
 class Phase(StrEnum):
