@@ -27,7 +27,7 @@ from hrm.compare import Measured
 from hrm.device.backend import Backend
 from hrm.device.opening import open_backend
 from hrm.dtypes import DType
-from hrm.errors import HrmError, ModelError, PolicyError
+from hrm.errors import FileError, HrmError, ModelError, PolicyError
 from hrm.model import ModelSpec
 from hrm.model_config import load_model
 from hrm.plan import Plan
@@ -88,6 +88,8 @@ class Engine:
             assert isinstance(plan, Plan), "only a plan says on which device to run: give a backend"
             backend = open_backend(plan.machine.device, plan.machine.emulated)
         self.policy, self.workload, self.backend = plan.policy, plan.workload, backend
+        if not Path(checkpoint_dir).is_dir():
+            raise FileError(f"--checkpoint {checkpoint_dir}: no such folder (give a checkpoint folder)")
         self.model = load_model(checkpoint_dir)
         _check_model(plan.model, self.model, checkpoint_dir)
         self._schedule = build_schedule(self.policy, self.model)

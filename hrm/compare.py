@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,10 @@ class Measured:
 
 @record
 class RunReport:
-    """A run: what it was, what was measured, what was predicted at the plan's fidelity, and measured / predicted."""
+    """A run: what it was, what was measured, what was predicted at the plan's fidelity, and measured / predicted.
+
+    `notes` say what makes the two not comparable.
+    """
 
     model: str
     machine: str
@@ -57,6 +60,7 @@ class RunReport:
     predicted: dict[str, Any]
     ratio: dict[str, float]
     plan: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @record
@@ -69,6 +73,8 @@ class Comparison:
     within_tolerance: bool
 
 
+SAME_LENGTH = 0.05
+"""Mean prompt lengths that differ by less count as the job that was planned."""
 COMPARED = (
     "prefill_s",
     "decode_s",
@@ -100,7 +106,24 @@ def report_run(plan: Plan, measured: Measured) -> RunReport:
         },
         ratio=ratio,
         plan=to_plain(plan.policy) | {"workload": to_plain(plan.workload)},
+        notes=tuple(_notes(plan, measured)),
     )
+
+
+def _notes(plan: Plan, measured: Measured) -> Iterator[str]:
+    """Say where a run was not the job that was predicted."""
+    planned = plan.workload.num_sequences or plan.policy.batch_size
+    if measured.num_sequences != planned:
+        yield (
+            f"note: the plan was made for {planned} sequences and {measured.num_sequences} ran: "
+            f"the prediction is not for this job (solve again with these prompts)"
+        )
+    mean = measured.prompt_tokens / max(measured.num_sequences, 1)
+    if abs(mean / plan.workload.mean_prompt_len - 1) > SAME_LENGTH:
+        yield (
+            f"note: the plan was made for prompts of {plan.workload.mean_prompt_len:.0f} tokens on average and these "
+            f"have {mean:.0f}: the prediction is not for this job (solve again with these prompts)"
+        )
 
 
 def load_run_report(path: str | Path) -> RunReport:

@@ -75,12 +75,16 @@ def from_plain(kind: type[T], data: Any, *, where: str) -> T:
     return built
 
 
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
 def _first_problem(error: ValidationError, where: str) -> str:
-    problems = error.errors()
+    # An unknown key comes first: where it is a misspelling, it explains the missing one.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] not in _UNKNOWN_KEY)
     first = problems[0]
     field = ".".join(str(part) for part in first["loc"]) or "the document"
     message = first["msg"][0].lower() + first["msg"][1:]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in _UNKNOWN_KEY:
         text = f"{where}: {field}: unknown key (remove it, or check its spelling)"
     elif first["type"].startswith("missing"):
         text = f"{where}: {field}: required field is missing (add it)"
@@ -101,7 +105,7 @@ def _remedy(problem: Mapping[str, Any]) -> str:
     written = "a finite number"
     if math.isfinite(number):
         written = f"{number:.0f}" if wanted.startswith("int") else f"{number:e}"
-    return f" (YAML reads this as text: write {written} without quotes)"
+    return f" (YAML reads this as text: write {written})"
 
 
 def _read_text(path: Path) -> str:

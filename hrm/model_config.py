@@ -40,6 +40,8 @@ def load_model(name_or_path: str | Path) -> ModelSpec:
         return from_hf_config(read_json(bundled), name=str(name_or_path), where=bundled.name)
     if path.is_dir():
         path = path / "config.json"
+        if not path.exists():
+            raise FileError(f"{path.parent}: has no config.json (give a checkpoint folder)")
     if not path.exists():
         known = ", ".join(bundled_models())
         raise FileError(f"model {name_or_path}: no bundled model and no such file or folder (bundled: {known})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ __all__ = [
     "show_run",
     "show_table",
 ]
+
+
+QUIET_S = 2.0
+"""How long work may last without a word."""
 
 
 def _console() -> Console:
@@ -68,19 +73,30 @@ def show_mapping(title: str, values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show what is being done while the block runs; call the yielded function with each new step."""
-    if quiet:
-        yield lambda _: None
-        return
+def progress(title: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done while the block runs; call the yielded function with each new step.
+
+    On a terminal one line changes; elsewhere each step is a line, and work without steps says its title after 2 s.
+    """
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield lambda step: console.print(f"{title}: {step}")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        with console.status(title) as status:
+            yield lambda step: status.update(f"{title}: {step}")
         return
-    with console.status(title) as status:
-        yield lambda step: status.update(f"{title}: {step}")
+    late = threading.Timer(QUIET_S, console.print, [f"{title} ..."])
+    late.daemon = True
+    late.start()
+
+    def say(step: str) -> None:
+        late.cancel()
+        console.print(f"{title}: {step}")
+
+    try:
+        yield say
+    finally:
+        late.cancel()
 
 
 def show_plan(plan: Plan) -> None:
@@ -224,7 +240,12 @@ def show_run(reports: Sequence[RunReport]) -> None:
         peaks = report.measured.peak_bytes
         allowed = expected["peak_bytes"]
         show_lines(
-            [f"peak {name}: {format_bytes(peaks[name])} (ledger {format_bytes(allowed[name])})" for name in peaks]
+            [
+                f"peak gpu: {format_bytes(peaks['gpu'])} (ledger {format_bytes(allowed['gpu'])})",
+                f"peak cpu: {format_bytes(peaks['cpu'])} of the process, interpreter and libraries included "
+                f"(ledger {format_bytes(allowed['cpu'])}, without them)",
+                *report.notes,
+            ]
         )
 
 

@@ -27,7 +27,7 @@ def edited(tmp_path, edit):
     ("old", "new", "said"),
     [
         ("1.6e+10", "1.6e10", "links.h2d.bytes_per_s.peak: input should be a valid number, got '1.6e10' (YAML reads"),
-        ("1.6e+10", "1e12", "write 1.000000e+12 without quotes"),
+        ("1.6e+10", "1e12", "write 1.000000e+12"),
         ("1.6e+10", "'16 GB/s'", "got '16 GB/s'"),
         ("1.6e+10", ".nan", "links.h2d.bytes_per_s.peak"),
         ("1.6e+10", ".inf", "links.h2d.bytes_per_s.peak"),

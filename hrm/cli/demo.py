@@ -30,7 +30,9 @@ def demo(context: typer.Context, folder: Folder = None, gen_len: GenLen = 24) ->
     steps = _steps(where, gen_len)
     for number, (title, command) in enumerate(steps, start=1):
         typer.echo(f"\n{number}/{len(steps)} {title}\n$ {command}")
-        context.find_root().command.main(shlex.split(command)[1:], prog_name="hrm", standalone_mode=False)
+        arguments = shlex.split(command)[1:]
+        if code := context.find_root().command.main(arguments, prog_name="hrm", standalone_mode=False):
+            raise typer.Exit(code)
         if number == 1:
             _write_prompts(where / "prompts.jsonl")
             _write_device(where / "device.yaml", where / "model")

@@ -39,7 +39,7 @@ def profile(
     probes = [probe for dtype in dtypes for probe in kernel_probes(dtype, quick)]
     backend = open_backend(chosen.device, chosen.emulated, index=chosen.index)
     try:
-        with progress("profiling", quiet=json) as step:
+        with progress("profiling") as step:
             measured = profile_machine(backend, probes, quick=quick, progress=step, command=command, name=output.stem)
     finally:
         backend.close()

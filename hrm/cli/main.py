@@ -33,6 +33,8 @@ app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.command("demo")(demo.demo)
 
 
+INTERRUPTED = 130
+"""What a shell reports of a command that Ctrl-C ended; typer returns it too."""
 CommandLineError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 """What typer raises for a command line that it cannot read; typer brings its own click or uses click's."""
 
@@ -43,8 +45,10 @@ def main() -> None:
         code = get_command(app)(standalone_mode=False, prog_name="hrm")
     except HrmError as error:
         code = _fail(str(error), error.exit_code)
-    except typer.Abort:
-        code = _fail("interrupted", 130)
+        if code == INTERRUPTED:
+            _fail("interrupted", code)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _fail("interrupted", INTERRUPTED)
     except CommandLineError as error:
         code = _misread(error)
     except OSError as error:

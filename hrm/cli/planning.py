@@ -65,6 +65,8 @@ def roofline(
 
         draw_roofline(placed, output)
     show_json(placed) if json else show_roofline(placed)
+    if output is not None and not json:
+        typer.echo(f"wrote {output}")
 
 
 def solve(
@@ -102,7 +104,7 @@ def solve(
         tokenizer=tokenizer,
     )
     problem = _problem(model, hardware, workload, weight_dtype, kv_dtype, staging, ram_limit)
-    with progress("solving", quiet=json):
+    with progress("solving"):
         plan = search(problem, fidelity=fidelity)
     _deliver(plan, output, json=json)
 

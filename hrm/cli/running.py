@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.options import Json
+from hrm.errors import HrmError
 
 __all__ = ["compare", "run"]
 
@@ -24,17 +25,16 @@ def run(
     from executor.job import run_job
     from hrm.compare import report_run
     from hrm.device.opening import open_backend
-    from hrm.files import check_output, write_json
+    from hrm.files import write_json
     from hrm.plan import load_plan
     from hrm.report import progress, show_json, show_run
 
-    for path in (output, report):
-        if path is not None:
-            check_output(path)
+    _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in (output, report) if path is not None))
     loaded = load_plan(plan)
     backend = open_backend(loaded.machine.device, loaded.machine.emulated)
     try:
-        with progress("running", quiet=json) as step:
+        with progress("running") as step:
+            step("loading the checkpoint")
             generation = run_job(
                 loaded, checkpoint, prompts, output, backend, lambda done, total: step(f"pass {done} of {total}")
             )
@@ -44,6 +44,18 @@ def run(
     if report is not None:
         write_json(report, result)
     show_json(result) if json else show_run([result])
+
+
+def _check_paths(inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> None:
+    """Refuse outputs that could not be written, or would replace an input or one another."""
+    from hrm.files import check_output
+
+    taken = {path.resolve() for path in inputs}
+    for path in outputs:
+        check_output(path)
+        if path.resolve() in taken:
+            raise HrmError(f"{path}: is given twice, and would be overwritten (name another output)")
+        taken.add(path.resolve())
 
 
 def compare(
@@ -58,4 +70,8 @@ def compare(
     comparison = compare_runs([load_run_report(path) for path in reports], tolerance=tolerance)
     show_json(comparison) if json else show_run(comparison.runs)
     if not comparison.within_tolerance:
+        error = f"measured decode throughput is off the prediction by {comparison.worst_error:.0%}"
+        typer.echo(
+            f"hrm: {error} (tolerance {tolerance:.0%}; profile the machine again, or see the task kinds)", err=True
+        )
         raise typer.Exit(1)
