@@ -122,7 +122,7 @@ def test_roofline_json_has_turning_points(hrm):
         (["hardware", "show", "nope"], "nope"),
         (["hardware", "validate", "no-such-file.yaml"], "no-such-file.yaml"),
         (["model", "show", "no-such-model"], "no-such-model"),
-        (["run", "no-plan.yaml", "--checkpoint", "x", "--prompts", "x", "-o", "x"], "no-plan.yaml"),
+        (["run", "no-plan.yaml", "--checkpoint", "x", "--prompts", "p", "-o", "o"], "no-plan.yaml"),
         (["compare", "no-report.json"], "no-report.json"),
         (["profile", "--device", "emulated:no-such-spec"], "no-such-spec"),
         (["checkpoint", "upcycle", "no-such-source", "dest"], "no-such-source"),
@@ -140,6 +140,19 @@ def test_bad_input_is_one_line_and_exit_code_2(hrm, arguments, said, tmp_path, m
     assert len(err.splitlines()) == 1
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_never_replace_an_input_or_one_another(hrm, tmp_path):
+    plan, prompts, out = tmp_path / "plan.yaml", tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    hrm("predict", *MIXTRAL, *JOB, *SIZES, "-o", plan)
+    prompts.write_text('{"id": "a", "tokens": [1]}\n')
+    for outputs in (["-o", prompts], ["-o", plan], ["-o", out, "--report", prompts], ["-o", out, "--report", out]):
+        code, _, err = hrm("run", plan, "--checkpoint", tmp_path, "--prompts", prompts, *outputs)
+
+        assert code == 2
+        assert "given twice" in err
+    assert prompts.read_text() == '{"id": "a", "tokens": [1]}\n'
+    assert not out.exists()
 
 
 def test_infeasible_is_exit_code_1_with_the_bytes_missing(hrm):

@@ -1,6 +1,7 @@
 """Predicted beside measured: what a report holds, and when runs count as predicted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -77,6 +78,14 @@ def test_runs_are_within_tolerance_when_the_worst_is(slower, within):
 
     assert comparison.within_tolerance is within
     assert comparison.worst_error == pytest.approx(abs(1 / slower - 1))
+
+
+def test_a_run_of_another_job_is_noted():
+    made = plan()
+    same = replace(measured(made), num_sequences=6, prompt_tokens=72)
+
+    assert report_run(made, same).notes == ()
+    assert any("6 sequences and 2 ran" in note for note in report_run(made, replace(same, num_sequences=2)).notes)
 
 
 def test_a_report_survives_its_file(tmp_path):

@@ -38,7 +38,7 @@ def edited(tmp_path, edit):
         ("d2h: {", "down: {", "needs the links h2d and d2h"),
         ("usable_bytes: 197880360960", "usable_bytes: 297880360960", "exceeds capacity_bytes"),
         ("usable_bytes: 197880360960", "usable_bytes: true", "levels.cpu.usable_bytes"),
-        ("name: l4-case-study", "title: l4", "name: required field is missing"),
+        ("name: l4-case-study", "title: l4", "title: unknown key"),
         ("schema_version: 1", "schema_version: 7", "schema_version"),
         ("  cpu:\n", "  host:\n", "levels.cpu: required level is missing"),
         ("float16: {peak: 2.42", "half: {peak: 2.42", "levels.gpu.compute_flop_per_s"),

@@ -70,8 +70,9 @@ def compare(
     comparison = compare_runs([load_run_report(path) for path in reports], tolerance=tolerance)
     show_json(comparison) if json else show_run(comparison.runs)
     if not comparison.within_tolerance:
-        error = f"measured decode throughput is off the prediction by {comparison.worst_error:.0%}"
         typer.echo(
-            f"hrm: {error} (tolerance {tolerance:.0%}; profile the machine again, or see the task kinds)", err=True
+            f"hrm: measured decode throughput is off the prediction by {comparison.worst_error:.0%}, the tolerance is "
+            f"{tolerance:.0%} (the task kinds say where; profile again when the machine is quiet)",
+            err=True,
         )
         raise typer.Exit(1)
