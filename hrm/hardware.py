@@ -156,6 +156,11 @@ class HardwareProfile:
             raise SchemaError(f"{self.name}: links.{name}: missing (this machine has {sorted(self.links)})") from None
 
     @property
+    def label(self) -> str:
+        """The name, with the word that belongs to every number of an emulated device."""
+        return f"{self.name} (emulated)" if self.emulated else self.name
+
+    @property
     def has_gpu(self) -> bool:
         """Whether the machine has a level called `gpu`."""
         return "gpu" in self.levels

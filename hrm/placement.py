@@ -106,7 +106,7 @@ def place_operators(  # noqa: PLR0913 -- model, machine, and the six numbers tha
     turns, balance = _turns(counters, hardware, sizes) if hardware.has_gpu else ({}, None)
     return RooflineView(
         model=model.name,
-        hardware=hardware.name,
+        hardware=hardware.label,
         phase=phase,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,

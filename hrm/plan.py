@@ -111,6 +111,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "status": plan.status.value,
         "policy": to_plain(policy) | derived,
         "machine": plan.machine.name,
+        "emulated": plan.machine.emulated is not None,
         "model": model.name,
         "fidelity": plan.prediction.fidelity.value,
         **to_plain(plan.prediction.times),

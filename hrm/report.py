@@ -192,7 +192,7 @@ def show_profile(profile: HardwareProfile) -> None:
         what = f"{table.kernel} {table.dtype}"
         shapes = f"{len(table.sizes)}x{len(table.rows)} shapes, from {format_s(best)} a row"
         rows.append({"where": table.level, "what": what, "value": shapes})
-    show_table(f"{profile.name}{_emulated(profile.emulated)}: {profile.description}", rows)
+    show_table(f"{profile.label}: {profile.description}", rows)
 
 
 def show_roofline(view: RooflineView) -> None:
