@@ -26,6 +26,7 @@ def profile(
 ) -> None:
     """Measure this machine's roofs and kernel ceilings into a profile."""
     from executor.kernels import kernel_probes
+    from executor.native import status_line
     from hrm.device.opening import open_backend, parse_device
     from hrm.dtypes import DType
     from hrm.files import check_output, to_plain, write_yaml
@@ -48,7 +49,7 @@ def profile(
         show_json(to_plain(measured))
     else:
         show_profile(measured)
-        typer.echo(f"wrote {output}")
+        typer.echo(f"{status_line()}\nwrote {output}")
 
 
 @hardware_app.command("list")

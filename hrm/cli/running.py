@@ -23,6 +23,7 @@ def run(
 ) -> None:
     """Run a plan as written and print predicted beside measured."""
     from executor.job import run_job
+    from executor.native import status_line
     from hrm.compare import report_run
     from hrm.device.opening import open_backend
     from hrm.files import write_json
@@ -43,7 +44,11 @@ def run(
     result = report_run(loaded, generation.measured)
     if report is not None:
         write_json(report, result)
-    show_json(result) if json else show_run([result])
+    if json:
+        show_json(result)
+    else:
+        show_run([result])
+        typer.echo(status_line())
 
 
 def _check_paths(inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> None:
