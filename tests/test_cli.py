@@ -199,3 +199,17 @@ def test_a_broken_profile_names_file_and_field(hrm, tmp_path, edit, said):
     assert "broken.yaml" in err
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_an_interrupt_says_so_and_ends_with_130(hrm, monkeypatch):
+    """Typer turns Ctrl-C into an exit code of its own; either way the user hears one word."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hrm.hardware.load_profile", interrupted)
+
+    code, _, err = hrm("hardware", "show", "l4-case-study")
+
+    assert code == 130
+    assert err.strip().endswith("hrm: interrupted")

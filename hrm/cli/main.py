@@ -43,10 +43,10 @@ def main() -> None:
     """Run the command line and exit with 0 (done), 1 (infeasible, comparison failed) or 2 (bad input)."""
     try:
         code = get_command(app)(standalone_mode=False, prog_name="hrm")
-    except HrmError as error:
-        code = _fail(str(error), error.exit_code)
         if code == INTERRUPTED:
             _fail("interrupted", code)
+    except HrmError as error:
+        code = _fail(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         code = _fail("interrupted", INTERRUPTED)
     except CommandLineError as error:
