@@ -13,7 +13,7 @@ from hrm.model import ModelSpec
 from hrm.operators import Operator
 from hrm.policy import Policy, Processor, Staging
 from hrm.records import record
-from hrm.roofline import Bound, level_flop_per_s
+from hrm.roofline import Bound, level_bytes_per_s, level_flop_per_s
 from hrm.schedule.task import Phase, TaskKind
 from hrm.workload import Workload
 
@@ -172,7 +172,7 @@ def operator_cost(operator: Operator, hardware: HardwareProfile, level: str, *, 
     place = hardware.level(level)
     peak = {
         Bound.COMPUTE: operator.flop / level_flop_per_s(place, operator.dtype),
-        Bound.MEMORY: operator.bytes / (place.read_bytes_per_s.roof * place.count),
+        Bound.MEMORY: operator.bytes / level_bytes_per_s(place),
     }
     bound = max(peak, key=lambda name: peak[name])
     seconds = peak[bound]
@@ -186,7 +186,7 @@ def _measured_s(operator: Operator, hardware: HardwareProfile, place: Level, lev
     if table is not None:
         return operator.calls * table.time_s(operator.size, operator.rows)
     compute = operator.flop / level_flop_per_s(place, operator.dtype, measured=True)
-    memory = operator.bytes / (place.read_bytes_per_s.ceiling * place.count)
+    memory = operator.bytes / level_bytes_per_s(place, measured=True)
     return max(compute, memory) + operator.calls * place.launch_s
 
 

@@ -62,9 +62,10 @@ def level_flop_per_s(level: Level, dtype: DType, *, measured: bool = False) -> f
     return max(figures) * level.count
 
 
-def level_bytes_per_s(level: Level) -> float:
-    """Return B_peak of a level: reading, all its processors together."""
-    return level.read_bytes_per_s.roof * level.count
+def level_bytes_per_s(level: Level, *, measured: bool = False) -> float:
+    """Return the rate at which a level's processors together read its memory: B_peak, or as measured."""
+    rate = level.read_bytes_per_s
+    return (rate.ceiling if measured else rate.roof) * level.count
 
 
 def ridge_point(level: Level, dtype: DType) -> float:
