@@ -17,6 +17,7 @@ from executor.measure import WaveSpans, measured
 from executor.prompts import Completion, Prompt
 from executor.running import run_schedule
 from executor.state import WaveState
+from executor.supported import check_runnable
 from executor.tasks import TaskRunner
 from executor.tokenizer import Tokenizer, end_tokens
 from executor.warm_up import warm_up
@@ -74,9 +75,9 @@ class Engine:
     Raises
     ------
     PolicyError
-        When the policy cannot be run as written on this backend.
+        When the policy cannot be run as written on this backend, or is predicted only.
     ModelError
-        When the checkpoint holds another model than the plan is for.
+        When the checkpoint holds another model than the plan is for, or one that is predicted only.
     FileError
         When the checkpoint is incomplete or damaged.
     OutOfMemoryError
@@ -92,6 +93,7 @@ class Engine:
             raise FileError(f"--checkpoint {checkpoint_dir}: no such folder (give a checkpoint folder)")
         self.model = load_model(checkpoint_dir)
         _check_model(plan.model, self.model, checkpoint_dir)
+        check_runnable(self.model, self.policy, self.workload.max_context_len)
         self._schedule = build_schedule(self.policy, self.model)
         _check_backend(self.policy, backend)
         self._tokenizer = Tokenizer(checkpoint_dir)
@@ -169,7 +171,7 @@ class Engine:
             weights=self._weights,
             experts=self._experts,
             rotary=self._rotary,
-            workspace=Workspace(workspace_bytes(model, largest, policy.micro_batch_size), self._allocate),
+            workspace=Workspace(int(workspace_bytes(model, largest, policy.micro_batch_size)), self._allocate),
             wave=wave,
             cache=self._cache([length + gen_len - 1 for length in wave.prompt_lens]),
             buffers=WaveBuffers(policy, model, wave, gen_len, self.backend),

@@ -105,7 +105,7 @@ def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) 
     weights = cycle([weight.view(size // inputs, inputs) for weight in _copies(size, device, dtype)])
     x = _filled(rows * inputs, device, dtype).view(rows, inputs)
     outputs = size // inputs
-    workspace = _workspace(linear_workspace_bytes(rows, inputs, outputs) + 4 * rows * outputs, device)
+    workspace = _workspace(int(linear_workspace_bytes(rows, inputs, outputs)) + 4 * rows * outputs, device)
 
     def call() -> None:
         with workspace.frame():
@@ -117,7 +117,7 @@ def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) 
 def _expert_ffn(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
     hidden = _width(size, FFN_RATIO)
     experts = cycle(_copies(3 * size, device, dtype))
-    needed = experts_workspace_bytes(rows, hidden, size // hidden, ROUTED_EXPERTS)
+    needed = int(experts_workspace_bytes(rows, hidden, size // hidden, ROUTED_EXPERTS))
     workspace = _workspace(needed + 4 * rows * hidden, device)
     first = next(experts)
     x = operand(_filled(rows * hidden, device, dtype).view(rows, hidden), first, workspace)

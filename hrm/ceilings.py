@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import bisect
-import math
 from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm.arrays import Reals
 from hrm.dtypes import DType
 from hrm.records import record
 from hrm.units import NonNegative, Positive, PositiveInt
@@ -21,10 +25,12 @@ class Kernel(StrEnum):
     =================  ======================================================  ==============================
     projection         weight matrix: inputs x outputs                         tokens
     expert_ffn         one of an expert's three matrices: h1 x h2              tokens routed to the expert
-    attention_decode   K and V of one sequence: 2 x context x n_kv x d         sequences
-    attention_prefill  K and V of one prompt: 2 x prompt x n_kv x d            prompts
+    attention_decode   cache of one sequence: context x cache width            sequences
+    attention_prefill  cache of one prompt: prompt x cache width               prompts
     elementwise        activations of one token: h1                            tokens
     =================  ======================================================  ==============================
+
+    The cache width is 2 x n_kv x d, K and V, or that of the latents.
     """
 
     PROJECTION = "projection"
@@ -32,6 +38,11 @@ class Kernel(StrEnum):
     ATTENTION_DECODE = "attention_decode"
     ATTENTION_PREFILL = "attention_prefill"
     ELEMENTWISE = "elementwise"
+
+    @property
+    def size_exponent(self) -> float:
+        """How FLOP grow with `size`: in proportion, but every token of a prompt attends to those before it."""
+        return 2.0 if self is Kernel.ATTENTION_PREFILL else 1.0
 
 
 @record
@@ -49,23 +60,54 @@ class CeilingTable:
     seconds: tuple[tuple[Positive, ...], ...]
     iqr_s: NonNegative = 0.0
 
-    def time_s(self, size: float, rows: float) -> float:
+    def time_s(self, size: Reals, rows: Reals) -> Reals:
         """Read off the seconds of one call, bilinear in logarithms.
 
-        Beyond the largest size or row count the rate stays that of the edge (time grows in proportion); below the
-        smallest the time stays that of the edge (a launch costs what it costs).
+        Noise that makes more work look faster is not believed: the table is read as if each time were the largest
+        among those of no larger shapes. Beyond the largest size or row count the rate stays that of the edge (time
+        grows with the FLOP: in proportion, but as the square of a prompt's length); below the smallest the time stays
+        that of the edge (a launch costs what it costs).
         """
-        by_size = tuple(_interpolate(self.rows, line, rows) for line in self.seconds)
-        return _interpolate(self.sizes, by_size, size)
+        curve = _curve(self)
+        log_size, log_rows = np.log(np.maximum(size, _LEAST)), np.log(np.maximum(rows, _LEAST))
+        past_size = np.maximum(log_size - curve.log_sizes[-1], 0.0)
+        past_rows = np.maximum(log_rows - curve.log_rows[-1], 0.0)
+        beyond = self.kernel.size_exponent * past_size + past_rows
+        return cast(Reals, np.exp(curve.log_s_at(log_size, log_rows) + beyond))
 
 
-def _interpolate(points: tuple[float, ...] | tuple[int, ...], values: tuple[float, ...], at: float) -> float:
-    if at <= points[0]:
-        return values[0]
-    if at >= points[-1]:
-        return values[-1] * at / points[-1]
-    right = bisect.bisect_right(points, at)
-    low, high = points[right - 1], points[right]
-    share = math.log(at / low) / math.log(high / low)
-    first, second = values[right - 1], max(values[right - 1], values[right])
-    return float(first * (second / first) ** share)
+class _Curve(NamedTuple):
+    """A table made ready for reading: in logarithms, times monotone, the last line and column twice."""
+
+    log_sizes: NDArray[np.float64]
+    log_rows: NDArray[np.float64]
+    log_s: NDArray[np.float64]
+
+    def log_s_at(self, log_size: Reals, log_rows: Reals) -> Reals:
+        """Interpolate between the points; beyond them keep to the edge."""
+        table = self.log_s
+        i, down = _locate(log_size, self.log_sizes)
+        if not isinstance(log_size, np.ndarray):  # One line serves all row counts: the usual case, and twice as fast.
+            line = table[i] + down * (table[i + 1] - table[i])
+            return cast(Reals, np.interp(log_rows, self.log_rows, line[:-1]))
+        j, across = _locate(log_rows, self.log_rows)
+        small = table[i, j] + across * (table[i, j + 1] - table[i, j])
+        large = table[i + 1, j] + across * (table[i + 1, j + 1] - table[i + 1, j])
+        return cast(Reals, small + down * (large - small))
+
+
+def _locate(at: Reals, points: NDArray[np.float64]) -> tuple[NDArray[np.intp] | np.intp, Reals]:
+    """Return the index of the point before `at`, and the share of the way to the next."""
+    position = np.interp(at, points, np.arange(len(points)))
+    before = position.astype(np.intp)
+    return before, position - before
+
+
+@lru_cache(maxsize=256)
+def _curve(table: CeilingTable) -> _Curve:
+    monotone = np.maximum.accumulate(np.maximum.accumulate(np.array(table.seconds), axis=0), axis=1)
+    return _Curve(np.log(table.sizes), np.log(table.rows), np.pad(np.log(monotone), (0, 1), mode="edge"))
+
+
+_LEAST = 1e-300
+"""Stands for a size or a row count of nothing, whose logarithm would not be a number."""

@@ -1,19 +1,26 @@
-"""How long tasks take on a machine: every operator under its roofs, at peaks (`roof`) or as measured (`ceiling`)."""
+"""How long tasks take on a machine: every operator under its roofs, at peaks (`roof`) or as measured (`ceiling`).
+
+Formulas run over a `PolicyGrid`: one policy and many take the same path.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
 
+import numpy as np
+
 from hrm import operators
+from hrm.arrays import Reals
 from hrm.ceilings import CeilingTable
-from hrm.hardware import HardwareProfile, Level, Link, Rate
+from hrm.dtypes import DType
 from hrm.memory import page_bytes
-from hrm.model import ModelSpec
+from hrm.model import LayerKind, ModelSpec
 from hrm.operators import Operator
-from hrm.policy import Policy, Processor, Staging
+from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
+from hrm.rates import Rates
 from hrm.records import record
-from hrm.roofline import Bound, level_bytes_per_s, level_flop_per_s
+from hrm.roofline import Bound
 from hrm.schedule.task import Phase, TaskKind
 from hrm.workload import Workload
 
@@ -21,11 +28,12 @@ __all__ = [
     "Cost",
     "Fidelity",
     "PassShape",
-    "TaskCosts",
     "add_costs",
-    "decode_shape",
+    "attention_cost",
+    "head_cost",
+    "kv_load_cost",
     "operator_cost",
-    "prefill_shape",
+    "splits_experts",
     "task_costs",
 ]
 
@@ -40,169 +48,264 @@ class Fidelity(StrEnum):
 
 @record
 class Cost:
-    """Seconds of a piece of work, and how many of them each roof accounts for."""
+    """Seconds of a piece of work, those of them that a compute roof sets, and the bytes that it moves.
 
-    seconds: float
-    by_bound: dict[Bound, float]
+    Bytes are a kernel's memory traffic or a copy's payload. `latency_s` is the part of the seconds that moves nothing.
+    """
 
-    @property
-    def bound(self) -> Bound:
-        """The roof that accounts for most of the time."""
-        return max(self.by_bound, key=lambda name: self.by_bound[name])
+    seconds: Reals = 0.0
+    compute_s: Reals = 0.0
+    bytes: Reals = 0.0
+    latency_s: Reals = 0.0
+
+    def times(self, count: Reals) -> Cost:
+        """Return the cost of doing it `count` times in a row."""
+        return Cost(
+            seconds=self.seconds * count,
+            compute_s=self.compute_s * count,
+            bytes=self.bytes * count,
+            latency_s=self.latency_s * count,
+        )
+
+    def bound(self, *, crossing: bool) -> Bound:
+        """Return the roof that accounts for most of the time, of work that crosses a link or does not."""
+        if crossing:
+            return Bound.CROSS_LEVEL
+        return Bound.COMPUTE if 2 * float(self.compute_s) > float(self.seconds) else Bound.MEMORY
 
 
 @record
 class PassShape:
-    """One micro-batch of a pass: sequences, tokens worked on, and the context that decode attends to."""
+    """One micro-batch of a pass; in decode `step` counts the tokens already made (from 1), in prefill it is 0."""
 
     phase: Phase
-    sequences: float
-    tokens: float
-    context_len: float
-    mean_square_len: float
+    sequences: Reals
+    step: float = 0.0
+    workload: Workload
 
-
-@record
-class TaskCosts:
-    """Cost of each kind of task for one micro-batch (or page); `head` is what the last layer adds to post-attention."""
-
-    by_kind: dict[TaskKind, Cost]
-    head: Cost
-
-
-def decode_shape(sequences: float, context_len: float) -> PassShape:
-    """Describe a decode micro-batch at a mean context length."""
-    return PassShape(
-        phase=Phase.DECODE, sequences=sequences, tokens=sequences, context_len=context_len, mean_square_len=0.0
-    )
-
-
-def prefill_shape(workload: Workload, sequences: float) -> PassShape:
-    """Describe a prefill micro-batch of prompts of average lengths."""
-    return PassShape(
-        phase=Phase.PREFILL,
-        sequences=sequences,
-        tokens=sequences * workload.mean_prompt_len,
-        context_len=workload.mean_prompt_len,
-        mean_square_len=workload.mean_square_prompt_len,
-    )
-
-
-def task_costs(
-    policy: Policy, model: ModelSpec, hardware: HardwareProfile, shape: PassShape, fidelity: Fidelity
-) -> TaskCosts:
-    """Return what each kind of task of a pass costs, at `roof` or `ceiling` rates."""
-    machine = _Machine(hardware=hardware, measured=fidelity is not Fidelity.ROOF)
-    ffn, dtype = str(policy.ffn_device), policy.weight_dtype
-    elementwise = operators.elementwise(model, shape.tokens, dtype)
-    pre = [operators.qkv_proj(model, shape.tokens, dtype)]
-    post = [operators.o_proj(model, shape.tokens, dtype), elementwise, operators.experts(model, shape.tokens, dtype)]
-    if model.num_experts > 1:
-        post.append(operators.router(model, shape.tokens, dtype))
-    by_kind = {
-        TaskKind.PRE_ATTENTION: machine.work(pre, ffn),
-        TaskKind.ATTENTION: machine.work(*_attention(policy, model, shape)),
-        TaskKind.POST_ATTENTION: machine.work(post, ffn),
-    }
-    if policy.ffn_device is Processor.GPU:
-        by_kind |= _transfer_costs(policy, model, machine, shape)
-    head = machine.work([operators.lm_head(model, shape.sequences, dtype)], ffn)
-    return TaskCosts(by_kind=by_kind, head=head)
-
-
-def _attention(policy: Policy, model: ModelSpec, shape: PassShape) -> tuple[list[Operator], str]:
-    if shape.phase is Phase.DECODE:
-        operator = operators.attention_decode(model, shape.sequences, shape.context_len, policy.kv_dtype)
-        return [operator], str(policy.attention_device)
-    mean_len = shape.tokens / shape.sequences
-    operator = operators.attention_prefill(model, shape.sequences, shape.mean_square_len, mean_len, policy.weight_dtype)
-    return [operator], str(policy.ffn_device)
-
-
-def _transfer_costs(policy: Policy, model: ModelSpec, machine: _Machine, shape: PassShape) -> dict[TaskKind, Cost]:
-    width = policy.weight_dtype.bytes_per_element
-    if shape.phase is Phase.DECODE:
-        offloaded = shape.tokens * (model.query_size + 2 * model.kv_size) * width
-    else:
-        offloaded = shape.tokens * 2 * model.kv_size * policy.kv_dtype.bytes_per_element
-    page = page_bytes(policy, model)
-    costs = {
-        TaskKind.QKV_OFFLOAD: machine.transfer("d2h", offloaded),
-        TaskKind.HIDDEN_UPLOAD: machine.transfer("h2d", shape.tokens * model.query_size * width),
-        TaskKind.PAGE_COPY: machine.transfer("h2d", page),
-    }
-    if policy.staging is Staging.PAGEABLE:
-        costs[TaskKind.PAGE_PIN] = machine.staging_copy(page)
-    return costs
-
-
-@record
-class _Machine:
-    """A profile read at one fidelity: peaks, or what was measured."""
-
-    hardware: HardwareProfile
-    measured: bool
-
-    def rate(self, rate: Rate) -> float:
-        return rate.ceiling if self.measured else rate.roof
-
-    def work(self, parts: Iterable[Operator], level: str) -> Cost:
-        """Add up operators done one after another on a level's processor."""
-        return add_costs(operator_cost(part, self.hardware, level, measured=self.measured) for part in parts)
-
-    def transfer(self, link: str, count: float) -> Cost:
-        path: Link = self.hardware.link(link)
-        latency = path.latency_s if self.measured and count else 0.0
-        seconds = count / self.rate(path.bytes_per_s) + latency
-        return Cost(seconds=seconds, by_bound={Bound.CROSS_LEVEL: seconds})
-
-    def staging_copy(self, count: float) -> Cost:
-        """Copy from pageable to pinned memory: each byte read and written once in DRAM."""
-        level = self.hardware.level("cpu")
-        seconds = 2 * count / self.rate(level.copy_bytes_per_s or level.read_bytes_per_s)
-        return Cost(seconds=seconds, by_bound={Bound.MEMORY: seconds})
-
-
-def operator_cost(operator: Operator, hardware: HardwareProfile, level: str, *, measured: bool) -> Cost:
-    """Return the time of an operator on a level's processor and the roof that sets it.
-
-    At peaks: max(FLOP / P_peak, bytes / B_peak). As measured: the kernel's ceiling table where the profile has one for
-    the level and dtype, else the same maximum at measured rates plus launches; never less than at peaks.
-    """
-    place = hardware.level(level)
-    peak = {
-        Bound.COMPUTE: operator.flop / level_flop_per_s(place, operator.dtype),
-        Bound.MEMORY: operator.bytes / level_bytes_per_s(place),
-    }
-    bound = max(peak, key=lambda name: peak[name])
-    seconds = peak[bound]
-    if measured:
-        seconds = max(seconds, _measured_s(operator, hardware, place, level))
-    return Cost(seconds=seconds, by_bound={bound: seconds})
-
-
-def _measured_s(operator: Operator, hardware: HardwareProfile, place: Level, level: str) -> float:
-    table = _table(hardware, level, operator)
-    if table is not None:
-        return operator.calls * table.time_s(operator.size, operator.rows)
-    compute = operator.flop / level_flop_per_s(place, operator.dtype, measured=True)
-    memory = operator.bytes / level_bytes_per_s(place, measured=True)
-    return max(compute, memory) + operator.calls * place.launch_s
-
-
-def _table(hardware: HardwareProfile, level: str, operator: Operator) -> CeilingTable | None:
-    for table in hardware.ceilings:
-        if (table.kernel, table.level, table.dtype) == (operator.kernel, level, operator.dtype):
-            return table
-    return None
+    @property
+    def tokens(self) -> Reals:
+        """Tokens worked on."""
+        return self.sequences * (self.workload.computed_prompt_len if self.phase is Phase.PREFILL else 1.0)
 
 
 def add_costs(costs: Iterable[Cost]) -> Cost:
     """Add up work done one after another."""
-    total = 0.0
-    by_bound: dict[Bound, float] = {}
-    for cost in costs:
-        total += cost.seconds
-        for bound, seconds in cost.by_bound.items():
-            by_bound[bound] = by_bound.get(bound, 0.0) + seconds
-    return Cost(seconds=total, by_bound=by_bound)
+    parts = tuple(costs)
+    return Cost(
+        seconds=sum(cost.seconds for cost in parts),
+        compute_s=sum(cost.compute_s for cost in parts),
+        bytes=sum(cost.bytes for cost in parts),
+        latency_s=sum(cost.latency_s for cost in parts),
+    )
+
+
+def task_costs(
+    grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind
+) -> dict[TaskKind, Cost]:
+    """Return what each kind of task costs for one micro-batch (or page) in a layer of a kind; without the head."""
+    choices, main = grid.template, str(grid.template.main_device)
+    costs = {
+        TaskKind.PRE_ATTENTION: _work([operators.qkv_proj(model, shape.tokens, choices.weight_dtype)], rates, main),
+        TaskKind.ATTENTION: attention_cost(grid, model, rates, shape, layer),
+        TaskKind.POST_ATTENTION: _post_attention(grid, model, rates, shape, layer),
+    }
+    if choices.main_device is Processor.GPU:
+        costs |= _transfers(grid, model, rates, shape, layer)
+        if layer.moe:
+            costs |= _pages(grid, model, rates)
+        if layer.moe and splits_experts(grid, model):
+            costs |= _split_experts(grid, model, rates, shape)
+    return costs
+
+
+def splits_experts(grid: PolicyGrid, model: ModelSpec) -> bool:
+    """Say whether the CPU computes experts beside a GPU that does the rest."""
+    return grid.template.main_device is Processor.GPU and bool(np.any(grid.experts_on_cpu(model)))
+
+
+def attention_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind) -> Cost:
+    """Return the cost of attention of a micro-batch: in prefill on the main device, in decode where the policy says."""
+    choices, workload = grid.template, shape.workload
+    if shape.phase is Phase.DECODE:
+        context = workload.mean_context(shape.step, layer.window)
+        decode = operators.attention_decode(model, shape.sequences, context, choices.kv_dtype)
+        return operator_cost(decode, rates, str(choices.attention_device))
+    prefill = operators.attention_prefill(
+        model,
+        shape.sequences,
+        workload.computed_prompt_len,
+        workload.mean_causal_pairs(layer.window),
+        choices.weight_dtype,
+    )
+    return operator_cost(prefill, rates, str(choices.main_device))
+
+
+def kv_load_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind) -> Cost:
+    """Return the cost of fetching the part of a micro-batch's cache that lies on the host (D4)."""
+    context = shape.workload.mean_context(shape.step, layer.window)
+    return _transfer(rates, "h2d", shape.sequences * context * _host_kv_bytes(grid, model))
+
+
+def _host_kv_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
+    """Bytes that a token of one layer's cache holds on the host."""
+    return model.cache_width * grid.template.kv_dtype.bytes_per_element * (1.0 - grid.kv_on_gpu)
+
+
+def head_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates, sequences: Reals) -> Cost:
+    """Return the cost of the head for one micro-batch: logits of one position of each sequence."""
+    head = operators.lm_head(model, sequences, grid.template.weight_dtype)
+    return operator_cost(head, rates, str(grid.template.main_device))
+
+
+def _work(parts: Iterable[Operator], rates: Rates, level: str) -> Cost:
+    return add_costs(operator_cost(part, rates, level) for part in parts)
+
+
+def _post_attention(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind) -> Cost:
+    """Count the output projection, element-wise work and the FFN, its routed experts unless the CPU has some."""
+    choices, tokens, main = grid.template, shape.tokens, str(grid.template.main_device)
+    parts = [
+        operators.o_proj(model, tokens, choices.weight_dtype),
+        operators.elementwise(model, tokens, choices.weight_dtype),
+    ]
+    if not layer.moe:
+        parts.append(operators.dense_ffn(model, tokens, choices.weight_dtype))
+    elif model.num_experts > 1:
+        parts.append(operators.router(model, tokens, choices.weight_dtype))
+    if layer.moe and model.shared_intermediate_size:
+        parts.append(operators.shared_experts(model, tokens, choices.weight_dtype))
+    if layer.moe and not splits_experts(grid, model):
+        parts.append(_experts(grid, model, shape, share=1.0))
+    work = _work(parts, rates, main)
+    return add_costs([work, _all_reduce(model, rates, tokens, choices.weight_dtype, main)])
+
+
+def _experts(grid: PolicyGrid, model: ModelSpec, shape: PassShape, *, share: Reals) -> Operator:
+    dtype = grid.template.expert_dtype or grid.template.weight_dtype
+    return operators.experts(model, shape.tokens, dtype, shape.workload.routing, share)
+
+
+def _split_experts(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> dict[TaskKind, Cost]:
+    """Count the experts on both sides, and the hidden states that go down and the sums that come up."""
+    on_cpu = grid.experts_on_cpu(model) / model.num_experts
+    width = grid.template.weight_dtype.activation_dtype.bytes_per_element
+    payload = shape.tokens * model.hidden_size * width
+    return {
+        TaskKind.EXPERT_OFFLOAD: _transfer(rates, "d2h", payload),
+        TaskKind.CPU_EXPERTS: operator_cost(_experts(grid, model, shape, share=on_cpu), rates, "cpu"),
+        TaskKind.GPU_EXPERTS: operator_cost(_experts(grid, model, shape, share=1.0 - on_cpu), rates, "gpu"),
+        TaskKind.EXPERT_UPLOAD: _transfer(rates, "h2d", payload),
+    }
+
+
+def _all_reduce(model: ModelSpec, rates: Rates, tokens: Reals, dtype: DType, main: str) -> Cost:
+    """Count tensor parallelism's two sums of hidden states a layer.
+
+    Of the t·h1 elements each of g GPUs passes on 2·(g-1)/g (a ring: Patarasuk and Yuan, JPDC 2009): over a link of its
+    own where the machine has a link `peer`, else all g over the host's. The GPUs wait meanwhile; the host link's own
+    lane is not charged.
+    """
+    count = rates.hardware.level(main).count if main == "gpu" else 1
+    if count == 1:
+        return Cost()
+    passed_on = 2.0 * (count - 1) * tokens * model.hidden_size * dtype.activation_dtype.bytes_per_element
+    apart = "peer" in rates.hardware.links
+    sums = _transfer(rates, "peer", passed_on / count) if apart else _transfer(rates, "h2d", passed_on)
+    sums = sums.times(2.0)
+    return Cost(seconds=sums.seconds, latency_s=sums.seconds)
+
+
+def _transfers(
+    grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind
+) -> dict[TaskKind, Cost]:
+    """Count what a micro-batch sends down and fetches up around attention."""
+    choices = grid.template
+    width = choices.weight_dtype.activation_dtype.bytes_per_element
+    new_kv = shape.tokens * _host_kv_bytes(grid, model)
+    if choices.attention_device is Processor.GPU:
+        if choices.schedule is not ScheduleName.KV_TRANSFER:
+            return {}
+        costs = {TaskKind.QKV_OFFLOAD: _transfer(rates, "d2h", new_kv)}
+        if shape.phase is Phase.DECODE:
+            costs[TaskKind.KV_LOAD] = kv_load_cost(grid, model, rates, shape, layer)
+        return costs
+    if shape.phase is Phase.PREFILL:
+        return {TaskKind.QKV_OFFLOAD: _transfer(rates, "d2h", new_kv)}
+    queries = shape.tokens * (model.query_size + model.cache_width) * width
+    return {
+        TaskKind.QKV_OFFLOAD: _transfer(rates, "d2h", queries),
+        TaskKind.HIDDEN_UPLOAD: _transfer(rates, "h2d", shape.tokens * model.attended_size * width),
+    }
+
+
+def _pages(grid: PolicyGrid, model: ModelSpec, rates: Rates) -> dict[TaskKind, Cost]:
+    page = page_bytes(grid, model)
+    costs = {TaskKind.PAGE_COPY: _transfer(rates, "h2d", page)}
+    if grid.template.staging is Staging.PAGEABLE:
+        seconds = page / rates.staging_bytes_per_s
+        costs[TaskKind.PAGE_PIN] = Cost(seconds=seconds, bytes=page)
+    return costs
+
+
+def _transfer(rates: Rates, link: str, payload: Reals) -> Cost:
+    latency = rates.latency_s(link) * np.sign(payload)
+    return Cost(seconds=payload / rates.link_bytes_per_s(link) + latency, bytes=payload, latency_s=latency)
+
+
+def operator_cost(operator: Operator, rates: Rates, level: str) -> Cost:
+    """Return the time of an operator on a level's processor and how much of it a compute roof sets.
+
+    At peaks: max(FLOP / P_peak, bytes / B_peak). As measured: the kernel's ceiling table where the profile has one for
+    the level and dtype, else the same maximum at the kernel's achievable rates plus a launch; never less than at peaks.
+    """
+    compute_s, memory_s = _kernel_s(operator, Rates(hardware=rates.hardware, measured=False), level)
+    seconds = np.maximum(compute_s, memory_s)
+    latency: Reals = 0.0
+    if rates.measured:
+        measured_s, latency = _measured_s(operator, rates, level)
+        seconds = np.maximum(seconds, measured_s)
+        compute_s, memory_s = _kernel_s(operator, rates, level)
+    bound_by_compute = np.where(compute_s > memory_s, seconds, 0.0)
+    return Cost(seconds=seconds, compute_s=bound_by_compute, bytes=operator.bytes, latency_s=latency)
+
+
+def _measured_s(operator: Operator, rates: Rates, level: str) -> tuple[Reals, Reals]:
+    """Return an operator's measured or achievable seconds, and those of them that are its launch."""
+    table = rates.table(level, operator.kernel, operator.dtype)
+    if table is not None:
+        return _table_s(operator, rates, level, table), 0.0
+    launch = rates.launch_s(level) * np.minimum(operator.calls, 1.0)
+    return np.maximum(*_kernel_s(operator, rates, level)) + launch, launch
+
+
+def _kernel_s(
+    operator: Operator, rates: Rates, level: str, size: Reals = 1.0, rows: Reals = 1.0
+) -> tuple[Reals, Reals]:
+    """Return compute and memory seconds at the kernel's rates, for `size` and `rows` times its own shape."""
+    flop = operator.flop * size**operator.kernel.size_exponent * rows
+    compute_s = flop / rates.flop_per_s(level, operator.dtype, operator.kernel)
+    moved = (operator.weight_bytes + operator.kv_bytes * rows) * size + operator.activation_bytes * rows
+    return compute_s, moved / rates.read_bytes_per_s(level, operator.kernel)
+
+
+def _table_s(operator: Operator, rates: Rates, level: str, table: CeilingTable) -> Reals:
+    """Read a kernel's table; beyond its largest shape time grows from its edge as the achievable rates say.
+
+    What was measured at the edge corrects the term that binds there; the other counts from where it takes over.
+    """
+    size, rows = np.minimum(operator.size, table.sizes[-1]), np.minimum(operator.rows, table.rows[-1])
+    edge_s = operator.calls * table.time_s(size, rows)
+    if np.all(size == operator.size) and np.all(rows == operator.rows):
+        return edge_s
+    compute_s, memory_s = _kernel_s(operator, rates, level)
+    edge_compute_s, edge_memory_s = _kernel_s(operator, rates, level, size / operator.size, rows / operator.rows)
+    longer_s = np.maximum(edge_compute_s, edge_memory_s)
+    compute_s = compute_s * _correction(edge_s, edge_compute_s, longer_s)
+    return np.maximum(compute_s, memory_s * _correction(edge_s, edge_memory_s, longer_s))
+
+
+def _correction(edge_s: Reals, term_s: Reals, longer_s: Reals) -> Reals:
+    """Return measured over modelled at a table's edge for the term that binds there; the other is only ever lowered."""
+    factor = edge_s / np.maximum(term_s, 1e-300)
+    return np.where(term_s >= longer_s, factor, np.minimum(factor, 1.0))

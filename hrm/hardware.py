@@ -1,23 +1,24 @@
 """A machine as the model sees it: levels that hold data and may compute, links between them, measured ceilings.
 
 Datasheet peak and measured rate are two fields of a `Rate`, never one corrected value. `roof` predictions use the peak;
-`ceiling` predictions the measured rate, and where nothing was measured the peak times the achievable share below.
+`ceiling` predictions the measured rate, and where nothing was measured the share of the peak of `hrm.achievable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from hrm.achievable import DeviceClass, Trait
 from hrm.ceilings import CeilingTable
 from hrm.dtypes import DType
 from hrm.errors import FileError, SchemaError
 from hrm.files import from_plain, read_yaml
+from hrm.hardware_check import check_profile
 from hrm.records import record
 from hrm.units import NonNegative, Positive, PositiveInt, Share
 
@@ -28,13 +29,10 @@ __all__ = [
     "Link",
     "Measurement",
     "Rate",
+    "SharedRate",
     "bundled_profiles",
     "load_profile",
 ]
-
-ACHIEVABLE_SHARE = 0.8
-"""Share of a datasheet peak that a good kernel reaches, where nothing was measured. STREAM on servers reaches about 0.8
-of the theoretical DRAM rate (McCalpin, STREAM benchmark), pinned PCIe copies and dense GEMM about as much."""
 
 
 @record
@@ -59,40 +57,55 @@ class Rate:
         """The upper bound: the larger of datasheet peak and measured median, so that no measurement beats its roof."""
         return max(self.peak or 0.0, self.measured.median if self.measured else 0.0)
 
-    @property
-    def ceiling(self) -> float:
-        """What can be achieved: the measured median, else `ACHIEVABLE_SHARE` of the peak."""
-        return self.measured.median if self.measured else self.roof * ACHIEVABLE_SHARE
-
 
 @record
 class Level:
     """A memory, and the processor that owns it where `compute_flop_per_s` is not empty.
 
-    `count` processors of one kind share the work: capacity, bandwidth and compute are those of one, and multiply.
-    `launch_s` is what starting one small kernel costs.
+    `count` processors of one kind (cards, CPU sockets) share the work: capacity, bandwidth, compute and `cores` are one
+    processor's, and multiply. `launch_s` is what starting one small kernel costs (None: the class's default).
+    `assumed` replaces defaults of `hrm.achievable`; those of a link belong to its faster end.
     """
 
     description: str
+    device_class: DeviceClass | None = None
     capacity_bytes: PositiveInt
     usable_bytes: PositiveInt
     count: PositiveInt = 1
+    cores: PositiveInt | None = None
     compute_flop_per_s: dict[DType, Rate] = field(default_factory=dict)
     read_bytes_per_s: Rate
     copy_bytes_per_s: Rate | None = None
     one_thread_read_bytes_per_s: Rate | None = None
     one_thread_copy_bytes_per_s: Rate | None = None
-    launch_s: NonNegative = 0.0
+    launch_s: NonNegative | None = None
+    assumed: dict[Trait, Positive] = field(default_factory=dict)
 
 
 @record
 class Link:
-    """One direction of a path between two levels; `bytes_per_s` is per level, not per processor."""
+    """One direction between two levels: `paths` of `bytes_per_s` each that do not share a way, one if not stated.
+
+    Several GPUs behind one host share one path, whatever the slots could do together.
+    """
 
     source: str
     target: str
     bytes_per_s: Rate
-    latency_s: NonNegative = 0.0
+    paths: PositiveInt = 1
+    latency_s: NonNegative | None = None
+
+
+@record
+class SharedRate:
+    """A rate that several lanes draw on together, by the bytes that each moves there per byte of its own demand.
+
+    Host memory, for instance: the CPU's kernels take 1 byte per byte, a link copy 1, a staging copy 2 (it reads and
+    writes); on an emulated device, whose memory is host memory too, its kernels as well.
+    """
+
+    bytes_per_s: Rate
+    drawn_by: dict[str, NonNegative]
 
 
 @record
@@ -113,8 +126,9 @@ class EmulatedSpec:
 class HardwareProfile:
     """A machine: its levels by name (`gpu`, `cpu`, `disk`), its links (`h2d`, `d2h`, `disk`), ceilings and provenance.
 
-    `contention` gives, per lane, the share of its own rate that it keeps while the other lanes are busy.
-    `provenance` says for each dotted field path where the number comes from: `datasheet …`, `measured …`, `inferred …`.
+    `contention` gives, per lane, the share of its own rate that it keeps while the other lanes are busy. `shared` gives
+    what lanes draw on together; without it they share host memory alone (`hrm.rates`).
+    `provenance` says for each dotted field path where the number comes from (`hrm.provenance`).
     """
 
     schema_version: Literal[1] = 1
@@ -127,6 +141,7 @@ class HardwareProfile:
     links: dict[str, Link] = field(default_factory=dict)
     ceilings: tuple[CeilingTable, ...] = ()
     contention: dict[str, Share] = field(default_factory=dict)
+    shared: dict[str, SharedRate] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
 
     def level(self, name: str) -> Level:
@@ -200,63 +215,5 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
 
 def _load(path: Path) -> HardwareProfile:
     profile = from_plain(HardwareProfile, read_yaml(path), where=str(path))
-    _check(profile, str(path))
+    check_profile(profile, str(path))
     return profile
-
-
-def _check(profile: HardwareProfile, where: str) -> None:
-    if "cpu" not in profile.levels:
-        raise SchemaError(f"{where}: levels.cpu: required level is missing (add the host's memory)")
-    for name, level in profile.levels.items():
-        _check_level(level, f"{where}: levels.{name}")
-    for name, link in profile.links.items():
-        _check_link(name, link, profile, f"{where}: links.{name}")
-    for index, table in enumerate(profile.ceilings):
-        _check_table(table, f"{where}: ceilings.{index}")
-    if profile.has_gpu and not {"h2d", "d2h"} <= set(profile.links):
-        raise SchemaError(f"{where}: links: a machine with a gpu needs the links h2d and d2h (add them)")
-
-
-def _check_level(level: Level, where: str) -> None:
-    if level.usable_bytes > level.capacity_bytes:
-        raise SchemaError(
-            f"{where}.usable_bytes: {level.usable_bytes} exceeds capacity_bytes {level.capacity_bytes} (lower it)"
-        )
-    rates = {f"compute_flop_per_s.{dtype}": rate for dtype, rate in level.compute_flop_per_s.items()}
-    bandwidths = {field_name: getattr(level, field_name) for field_name in _BANDWIDTHS}
-    _check_rates(rates | {name: rate for name, rate in bandwidths.items() if rate is not None}, where)
-
-
-def _check_link(name: str, link: Link, profile: HardwareProfile, where: str) -> None:
-    for end in (link.source, link.target):
-        if end not in profile.levels:
-            raise SchemaError(f"{where}: {end!r} is no level (levels: {sorted(profile.levels)})")
-    if (link.source, link.target) != _LINK_ENDS.get(name, (link.source, link.target)):
-        raise SchemaError(f"{where}: leads from {link.source} to {link.target} (turn it round)")
-    _check_rates({"bytes_per_s": link.bytes_per_s}, where)
-
-
-_BANDWIDTHS = (
-    "read_bytes_per_s",
-    "copy_bytes_per_s",
-    "one_thread_read_bytes_per_s",
-    "one_thread_copy_bytes_per_s",
-)
-_LINK_ENDS = {"h2d": ("cpu", "gpu"), "d2h": ("gpu", "cpu")}
-
-
-def _check_table(table: CeilingTable, where: str) -> None:
-    for axis in ("sizes", "rows"):
-        values = getattr(table, axis)
-        if not values or any(low >= high for low, high in pairwise(values)):
-            raise SchemaError(f"{where}.{axis}: must ascend and not be empty (sort it)")
-    if len(table.seconds) != len(table.sizes) or any(len(line) != len(table.rows) for line in table.seconds):
-        raise SchemaError(
-            f"{where}.seconds: must be {len(table.sizes)} lines of {len(table.rows)} numbers, as sizes and rows say"
-        )
-
-
-def _check_rates(rates: dict[str, Rate], where: str) -> None:
-    for field_name, rate in rates.items():
-        if rate.peak is None and rate.measured is None:
-            raise SchemaError(f"{where}.{field_name}: needs `peak`, `measured` or both (add one)")

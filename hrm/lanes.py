@@ -1,153 +1,263 @@
-"""What each lane has to do in a pass, and how long the pass takes if all lanes overlap perfectly."""
+"""What each lane has to do in a pass, and how long the pass takes at least: the bounds that overlap cannot beat.
+
+A pass lasts no less than its busiest lane, than what lanes draw on together takes, and than one micro-batch on its way
+through all layers, which no overlap shortens.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 
-from hrm.estimate import Cost, Fidelity, PassShape, TaskCosts, add_costs, task_costs
-from hrm.hardware import HardwareProfile
-from hrm.memory import streamed_layer_bytes
-from hrm.model import ModelSpec
-from hrm.policy import Policy, Processor, Staging
+import numpy as np
+
+from hrm.arrays import Reals
+from hrm.estimate import Cost, PassShape, add_costs, attention_cost, head_cost, kv_load_cost, splits_experts, task_costs
+from hrm.model import LayerKind, ModelSpec
+from hrm.policy import PolicyGrid, ScheduleName
+from hrm.rates import Rates
 from hrm.records import record
 from hrm.roofline import Bound
+from hrm.schedule.sharing import Shared, Work
 from hrm.schedule.task import Lane, Phase, Task, TaskKind
+from hrm.workload import Workload
 
-__all__ = ["LaneWork", "PassCosts", "lane_work", "pass_costs"]
+__all__ = ["LaneWork", "PassCosts", "at_step", "contended", "lane_work", "pass_costs"]
+
+_LINKS = (Lane.H2D, Lane.D2H)
+_PAGE_KINDS = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
+_IN_TURN = (
+    TaskKind.PRE_ATTENTION,
+    TaskKind.QKV_OFFLOAD,
+    TaskKind.ATTENTION,
+    TaskKind.HIDDEN_UPLOAD,
+    TaskKind.POST_ATTENTION,
+    TaskKind.GPU_EXPERTS,
+)
+"""What a micro-batch has behind it before the next begins where the GPU waits for CPU attention; the CPU's experts, and
+what goes to and from them, the next one overlaps."""
+_LANE_OF = {
+    TaskKind.QKV_OFFLOAD: Lane.D2H,
+    TaskKind.HIDDEN_UPLOAD: Lane.H2D,
+    TaskKind.KV_LOAD: Lane.H2D,
+    TaskKind.EXPERT_OFFLOAD: Lane.D2H,
+    TaskKind.CPU_EXPERTS: Lane.CPU,
+    TaskKind.GPU_EXPERTS: Lane.GPU,
+    TaskKind.EXPERT_UPLOAD: Lane.H2D,
+    TaskKind.PAGE_COPY: Lane.H2D,
+    TaskKind.PAGE_PIN: Lane.PIN,
+}
+
+Kinds = dict[TaskKind, Cost]
 
 
 @record
 class PassCosts:
-    """Costs of the tasks of one pass: of a full micro-batch, and of the last one where it is smaller.
+    """Costs of the tasks of one pass, by kind of layer: of a full micro-batch and of the last, which may be smaller.
 
-    `stretch` says by what factor each lane's tasks take longer because other lanes are busy.
+    `stretch` says by what factor each lane's tasks take longer because other lanes are busy: at `ceiling` alone, for a
+    simulation shares rates itself.
     """
 
-    full: TaskCosts
-    last: TaskCosts
-    num_micro_batches: int
-    num_layers: int
+    grid: PolicyGrid
+    model: ModelSpec
+    phase: Phase
+    full: dict[LayerKind, Kinds]
+    last: dict[LayerKind, Kinds]
+    full_head: Cost
+    last_head: Cost
     stretch: dict[Lane, float]
 
-    def task_s(self, task: Task) -> float:
-        """Seconds of one task of the pass."""
-        costs = self.last if task.part == self.num_micro_batches - 1 else self.full
-        seconds = costs.by_kind[task.kind].seconds
-        if task.kind is TaskKind.POST_ATTENTION and task.layer == self.num_layers - 1:
-            seconds += costs.head.seconds
-        return seconds * self.stretch.get(task.lane, 1.0)
+    def work_of(self, task: Task) -> Work:
+        """Return what one task of the pass demands, for a grid of one policy."""
+        kind, is_last = task.kind, task.part == self.grid.num_micro_batches - 1 and task.kind not in _PAGE_KINDS
+        head = self.last_head if is_last else self.full_head
+        if kind is TaskKind.HEAD:
+            cost = head
+        else:
+            cost = (self.last if is_last else self.full)[self.model.layer_kind(task.layer)][kind]
+            if task.layer == self.model.num_layers - 1 and kind is self.head_kind:
+                cost = add_costs([cost, head])
+        seconds = float(cost.seconds * self.stretch.get(task.lane, 1.0))
+        return Work(seconds=seconds, bytes=float(cost.bytes), latency_s=float(cost.latency_s))
+
+    def remembered(self) -> Callable[[Task], Work]:
+        """Return `work_of` as a function that works out each of the few different answers once."""
+        works: dict[tuple[TaskKind, LayerKind, bool, bool], Work] = {}
+        last_part, last_layer = self.grid.num_micro_batches - 1, self.model.num_layers - 1
+        kinds = [self.model.layer_kind(layer) for layer in range(self.model.num_layers)]
+
+        def work_of(task: Task) -> Work:
+            kind, layer, part = task.key
+            key = (kind, kinds[layer], part == last_part, layer == last_layer)
+            if key not in works:
+                works[key] = self.work_of(task)
+            return works[key]
+
+        return work_of
+
+    @property
+    def head_kind(self) -> TaskKind:
+        """The kind of task that has the head to do."""
+        split = splits_experts(self.grid, self.model) and self.model.layer_kind(self.model.num_layers - 1).moe
+        return TaskKind.HEAD if split else TaskKind.POST_ATTENTION
+
+    def lane_of(self, kind: TaskKind) -> Lane:
+        """Return the lane on which a kind of task runs."""
+        choices = self.grid.template
+        if kind is TaskKind.ATTENTION and self.phase is Phase.DECODE:
+            return Lane(choices.attention_device)
+        return _LANE_OF.get(kind, Lane(choices.main_device))
+
+    def chain_kinds(self) -> tuple[TaskKind, ...]:
+        """Return the kinds that one micro-batch goes through one after another in a layer."""
+        choices, split = self.grid.template, splits_experts(self.grid, self.model)
+        kinds = [TaskKind.PRE_ATTENTION, TaskKind.ATTENTION, TaskKind.POST_ATTENTION]
+        if self.phase is Phase.DECODE and self.lane_of(TaskKind.ATTENTION) is not Lane(choices.main_device):
+            kinds += [TaskKind.QKV_OFFLOAD, TaskKind.HIDDEN_UPLOAD]
+        return (*kinds, TaskKind.EXPERT_OFFLOAD, TaskKind.CPU_EXPERTS, TaskKind.EXPERT_UPLOAD) if split else (*kinds,)
 
 
 @record
 class LaneWork:
-    """What the lanes have to do in a pass, contention included: seconds per lane, and the roof that sets most of them.
+    """What the lanes have to do in a pass, contention included: seconds per lane, and those that a compute roof sets.
 
-    `by_kind` splits the same seconds by kind of task. `lower_s` is the pass with all lanes overlapped, `upper_s` with
-    one lane at a time.
+    `chain_s` is one micro-batch's way through all layers (all of them in turn where the schedule overlaps none),
+    `shared_s` the time that each shared rate needs for what is drawn on it. `by_kind` splits the lanes' seconds by kind
+    of task.
     """
 
-    seconds: dict[Lane, float]
-    bound: dict[Lane, Bound]
-    by_kind: dict[TaskKind, float]
+    seconds: dict[Lane, Reals]
+    compute_s: dict[Lane, Reals]
+    chain_s: Reals
+    shared_s: dict[str, Reals]
+    by_kind: dict[TaskKind, Reals]
 
     @property
-    def lower_s(self) -> float:
-        """The busiest lane."""
-        return max(self.seconds.values())
+    def lower_s(self) -> Reals:
+        """The longest of the bounds."""
+        bounds = [*self.seconds.values(), self.chain_s, *self.shared_s.values()]
+        longest: Reals = functools.reduce(np.maximum, bounds)
+        return longest
 
     @property
-    def upper_s(self) -> float:
+    def upper_s(self) -> Reals:
         """All lanes in turn."""
         return sum(self.seconds.values())
 
     @property
-    def bottleneck(self) -> Lane:
-        """The lane that is busy longest."""
-        return max(self.seconds, key=lambda lane: self.seconds[lane])
+    def busiest(self) -> Lane:
+        """The lane that is busy longest, of one policy."""
+        return max(self.seconds, key=lambda lane: float(self.seconds[lane]))
+
+    def bound(self, lane: Lane) -> Bound:
+        """Return the roof that sets most of a lane's time, of one policy."""
+        cost = Cost(seconds=self.seconds[lane], compute_s=self.compute_s[lane])
+        return cost.bound(crossing=lane in _LINKS)
 
 
 def pass_costs(
-    policy: Policy,
-    model: ModelSpec,
-    hardware: HardwareProfile,
-    shape_of: Callable[[float], PassShape],
-    fidelity: Fidelity,
+    grid: PolicyGrid, model: ModelSpec, rates: Rates, workload: Workload, phase: Phase, step: float = 0.0
 ) -> PassCosts:
-    """Cost the tasks of a pass; `shape_of` describes a micro-batch of so many sequences."""
-    first, end = policy.micro_batch_bounds(policy.num_micro_batches - 1)
-    full = task_costs(policy, model, hardware, shape_of(policy.micro_batch_size), fidelity)
-    same = end - first == policy.micro_batch_size
-    last = full if same else task_costs(policy, model, hardware, shape_of(end - first), fidelity)
-    phase = shape_of(1).phase
-    alone = PassCosts(
+    """Cost the tasks of a pass, without contention; `step` as in `PassShape`."""
+
+    def costs_of(size: Reals) -> tuple[dict[LayerKind, Kinds], Cost]:
+        shape = PassShape(phase=phase, sequences=size, step=step, workload=workload)
+        by_layer = {layer: task_costs(grid, model, rates, shape, layer) for layer in model.layer_kinds}
+        return by_layer, head_cost(grid, model, rates, size)
+
+    full, full_head = costs_of(grid.micro_batch_size)
+    same = np.array_equal(grid.last_micro_batch_size, grid.micro_batch_size)
+    last, last_head = (full, full_head) if same else costs_of(grid.last_micro_batch_size)
+    return PassCosts(
+        grid=grid,
+        model=model,
+        phase=phase,
         full=full,
         last=last,
-        num_micro_batches=policy.num_micro_batches,
-        num_layers=model.num_layers,
+        full_head=full_head,
+        last_head=last_head,
         stretch={},
     )
-    if fidelity is Fidelity.ROOF:
-        return alone
-    work = lane_work(alone, policy, model, phase)
-    stretch = {lane: _contention(lane, work.seconds, hardware) for lane in work.seconds}
-    return PassCosts(
-        full=full, last=last, num_micro_batches=alone.num_micro_batches, num_layers=model.num_layers, stretch=stretch
-    )
 
 
-def lane_work(costs: PassCosts, policy: Policy, model: ModelSpec, phase: Phase) -> LaneWork:
+def at_step(costs: PassCosts, rates: Rates, workload: Workload, step: float) -> PassCosts:
+    """Return the costs of a decode pass at another step: only attention over the cache depends on it."""
+    grid, model = costs.grid, costs.model
+
+    def moved(by_layer: dict[LayerKind, Kinds], size: Reals) -> dict[LayerKind, Kinds]:
+        shape = PassShape(phase=Phase.DECODE, sequences=size, step=step, workload=workload)
+        found = {}
+        for layer, kinds in by_layer.items():
+            changed = {TaskKind.ATTENTION: attention_cost(grid, model, rates, shape, layer)}
+            if TaskKind.KV_LOAD in kinds:
+                changed[TaskKind.KV_LOAD] = kv_load_cost(grid, model, rates, shape, layer)
+            found[layer] = kinds | changed
+        return found
+
+    full = moved(costs.full, grid.micro_batch_size)
+    same = costs.last is costs.full
+    return replace(costs, full=full, last=full if same else moved(costs.last, grid.last_micro_batch_size))
+
+
+def contended(costs: PassCosts, rates: Rates) -> PassCosts:
+    """Return the costs at contended rates: what the profile measured that each lane keeps while the others are busy.
+
+    A pass that uses one lane only has nothing to contend with.
+    """
+    kept = rates.hardware.contention
+    every = ((kind, cost) for kinds in costs.full.values() for kind, cost in kinds.items())
+    lanes = {costs.lane_of(kind) for kind, cost in every if np.any(np.greater(cost.seconds, 0.0))}
+    if len(lanes) == 1:
+        return costs
+    return replace(costs, stretch={lane: 1.0 / kept[lane] for lane in lanes if kept.get(lane, 0.0) > 0.0})
+
+
+def lane_work(costs: PassCosts, shared: tuple[Shared, ...]) -> LaneWork:
     """Sum the tasks of a pass per lane: layers x micro-batches (and pages) of each kind, the head once per batch."""
-    per_lane: dict[Lane, list[Cost]] = {}
-    by_kind: dict[TaskKind, float] = {}
-    whole = policy.num_micro_batches - 1
-    for kind, lane in _lanes_of(policy, model, phase).items():
-        pages = kind in (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
-        full_count, last_count = (policy.num_pages, 0) if pages else (whole, 1)
-        parts = [
-            _times(costs.full.by_kind[kind], model.num_layers * full_count),
-            _times(costs.last.by_kind[kind], model.num_layers * last_count),
-        ]
-        if kind is TaskKind.POST_ATTENTION:
-            parts += [_times(costs.full.head, whole), costs.last.head]
-        per_lane.setdefault(lane, []).extend(parts)
-        by_kind[kind] = add_costs(parts).seconds * costs.stretch.get(lane, 1.0)
-    total = {lane: add_costs(parts) for lane, parts in per_lane.items()}
+    by_kind = _by_kind(costs)
+    lanes: dict[Lane, list[Cost]] = {}
+    for kind, cost in by_kind.items():
+        lanes.setdefault(costs.lane_of(kind), []).append(cost)
+    total = {lane: add_costs(parts) for lane, parts in lanes.items()}
     return LaneWork(
         seconds={lane: cost.seconds * costs.stretch.get(lane, 1.0) for lane, cost in total.items()},
-        bound={lane: cost.bound for lane, cost in total.items()},
-        by_kind=by_kind,
+        compute_s={lane: cost.compute_s * costs.stretch.get(lane, 1.0) for lane, cost in total.items()},
+        chain_s=_chain_s(costs, by_kind),
+        shared_s={one.name: _shared_s(one, total) for one in shared},
+        by_kind={kind: cost.seconds * costs.stretch.get(costs.lane_of(kind), 1.0) for kind, cost in by_kind.items()},
     )
 
 
-def _times(cost: Cost, count: int) -> Cost:
-    by_bound = {bound: seconds * count for bound, seconds in cost.by_bound.items()}
-    return Cost(seconds=cost.seconds * count, by_bound=by_bound)
+def _by_kind(costs: PassCosts) -> Kinds:
+    """Return the summed work of a pass by kind of task."""
+    grid, whole = costs.grid, costs.grid.num_micro_batches - 1
+    parts: dict[TaskKind, list[Cost]] = {}
+    for layer, count in costs.model.layer_kinds.items():
+        for kind, cost in costs.full[layer].items():
+            if kind in _PAGE_KINDS:
+                summed = cost.times(count * grid.num_pages)
+            else:
+                summed = add_costs([cost.times(count * whole), costs.last[layer][kind].times(count)])
+            parts.setdefault(kind, []).append(summed)
+    parts.setdefault(costs.head_kind, []).append(add_costs([costs.full_head.times(whole), costs.last_head]))
+    return {kind: add_costs(costs_of) if len(costs_of) > 1 else costs_of[0] for kind, costs_of in parts.items()}
 
 
-def _lanes_of(policy: Policy, model: ModelSpec, phase: Phase) -> dict[TaskKind, Lane]:
-    """Return the kinds of task that a pass has, and the lane each runs on."""
-    main = Lane(policy.ffn_device)
-    lanes = dict.fromkeys((TaskKind.PRE_ATTENTION, TaskKind.ATTENTION, TaskKind.POST_ATTENTION), main)
-    if policy.ffn_device is Processor.GPU and policy.attention_device is Processor.CPU:
-        lanes[TaskKind.QKV_OFFLOAD] = Lane.D2H
-        if phase is Phase.DECODE:
-            lanes |= {TaskKind.ATTENTION: Lane.CPU, TaskKind.HIDDEN_UPLOAD: Lane.H2D}
-    if streamed_layer_bytes(policy, model):
-        lanes[TaskKind.PAGE_COPY] = Lane.H2D
-        if policy.staging is Staging.PAGEABLE:
-            lanes[TaskKind.PAGE_PIN] = Lane.PIN
-    return lanes
+def _chain_s(costs: PassCosts, by_kind: Kinds) -> Reals:
+    """Return the way of one micro-batch through all layers, or of all of them through what they do in turn."""
+    kinds = costs.chain_kinds()
+    one: Reals = costs.full_head.seconds
+    for layer, count in costs.model.layer_kinds.items():
+        here = costs.full[layer]
+        one = one + count * sum(here[kind].seconds for kind in kinds if kind in here)
+    if costs.grid.template.schedule is ScheduleName.SERIAL and costs.phase is Phase.DECODE:
+        one = np.maximum(one, sum(by_kind[kind].seconds for kind in _IN_TURN if kind in by_kind))
+    return one
 
 
-def _contention(lane: Lane, lane_s: dict[Lane, float], hardware: HardwareProfile) -> float:
-    """Return by what factor a lane's work is stretched because other lanes are busy.
-
-    The profile gives the share of its rate that a lane keeps while the others work; the lane is slowed only for the
-    part of its own time in which another lane has work at all.
-    """
-    kept = hardware.contention.get(lane, 1.0)
-    others = max((seconds for other, seconds in lane_s.items() if other is not lane), default=0.0)
-    if kept in (0.0, 1.0) or lane_s[lane] == 0.0:
-        return 1.0
-    overlap = min(1.0, others / lane_s[lane])
-    return 1.0 + overlap * (1.0 / kept - 1.0)
+def _shared_s(shared: Shared, lanes: dict[Lane, Cost]) -> Reals:
+    """Return the time that a shared rate needs for all lanes; a lane alone is never slower for it (caches serve it)."""
+    drawn = {lane: cost.bytes * shared.drawn_by.get(lane, 0.0) / shared.bytes_per_s for lane, cost in lanes.items()}
+    return sum(np.minimum(seconds, lanes[lane].seconds) for lane, seconds in drawn.items())

@@ -5,16 +5,31 @@ The solver rejects a policy whose ledger does not fit, and the executor allocate
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
+from hrm.arrays import Reals
 from hrm.hardware import HardwareProfile
 from hrm.model import ModelSpec
-from hrm.policy import Policy, Processor, Staging
+from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName, Staging
 from hrm.records import record
 from hrm.schedule.task import IN_FLIGHT
 from hrm.units import NonNegativeInt, format_bytes
 from hrm.workload import Workload
-from hrm.workspace import workspace_bytes
+from hrm.workspace import experts_workspace_bytes, workspace_bytes
 
-__all__ = ["DeviceLedger", "Ledger", "Shortage", "ledger", "page_bytes", "shortage", "streamed_layer_bytes"]
+__all__ = [
+    "DeviceLedger",
+    "Ledger",
+    "Shortage",
+    "demand",
+    "ledger",
+    "page_bytes",
+    "shortage",
+    "streamed_layer_bytes",
+    "usable_bytes",
+]
 
 
 @record
@@ -70,17 +85,14 @@ class Shortage:
         )
 
 
-def streamed_layer_bytes(policy: Policy, model: ModelSpec) -> int:
-    """Expert weight bytes of one layer that cross the link in each pass."""
-    if policy.ffn_device is Processor.CPU:
-        return 0
-    streamed = model.num_experts - policy.resident_experts
-    return int(streamed * model.expert_parameters * policy.weight_dtype.bytes_per_element)
+def streamed_layer_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
+    """Expert weight bytes of one MoE layer that cross the link in each pass."""
+    return grid.streamed_experts(model) * _expert_bytes(grid, model)
 
 
-def page_bytes(policy: Policy, model: ModelSpec) -> float:
+def page_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
     """Bytes of one page: the layer's streamed bytes in equal parts."""
-    return streamed_layer_bytes(policy, model) / policy.num_pages
+    return streamed_layer_bytes(grid, model) / grid.num_pages
 
 
 def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:
@@ -90,28 +102,59 @@ def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:
     hidden states of all prompts (prefill keeps them between layers), queries, keys, values and attention outputs in
     flight, and the workspace of the largest micro-batch. Ignored: the interpreter and its libraries.
     """
-    if policy.ffn_device is Processor.CPU:
-        return Ledger(gpu=DeviceLedger(), cpu=_host_only(policy, model, workload))
-    streamed = streamed_layer_bytes(policy, model)
-    resident = policy.resident_experts * model.expert_parameters * policy.weight_dtype.bytes_per_element
-    kv_bytes = _kv_cache_bytes(policy, model, workload)
-    on_gpu = policy.attention_device is Processor.GPU
-    staged = policy.staging is Staging.PAGEABLE
-    gpu = DeviceLedger(
-        dense_weights=_dense_weight_bytes(policy, model),
-        expert_weights=int(model.num_layers * resident),
-        page_buffers=IN_FLIGHT * streamed,
-        kv_cache=kv_bytes if on_gpu else 0,
-        activations=_activation_bytes(policy, model, workload),
-        workspace=_workspace_bytes(policy, model, workload),
+    classes = demand(PolicyGrid.of(policy), model, workload)
+    return Ledger(
+        gpu=DeviceLedger(**{name: math.ceil(count) for name, count in classes["gpu"].items()}),
+        cpu=DeviceLedger(**{name: math.ceil(count) for name, count in classes["cpu"].items()}),
     )
-    cpu = DeviceLedger(
-        expert_weights=model.num_layers * streamed,
-        page_buffers=int(IN_FLIGHT * page_bytes(policy, model)) if staged else 0,
-        kv_cache=0 if on_gpu else kv_bytes,
-        activations=0 if on_gpu else _transfer_bytes(policy, model, workload),
-    )
-    return Ledger(gpu=gpu, cpu=cpu)
+
+
+def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, dict[str, Reals]]:
+    """Return the bytes of a ledger by device and class, for each policy of a grid."""
+    choices = grid.template
+    held = {
+        "dense_weights": _dense_weight_bytes(choices, model),
+        "activations": _activation_bytes(grid, model, workload),
+        "workspace": _workspace_bytes(grid, model, workload),
+    }
+    kv_bytes = _kv_cache_bytes(grid, model, workload)
+    on_cpu = model.num_moe_layers * _expert_bytes(grid, model) * (model.num_experts - grid.resident_experts)
+    if choices.main_device is Processor.CPU:
+        return {"gpu": {}, "cpu": held | {"expert_weights": on_cpu, "kv_cache": kv_bytes}}
+    streamed = streamed_layer_bytes(grid, model)
+    loads = choices.schedule is ScheduleName.KV_TRANSFER
+    attends_on_gpu = choices.attention_device is Processor.GPU
+    gpu = held | {
+        "expert_weights": model.num_moe_layers * _expert_bytes(grid, model) * grid.resident_experts,
+        "page_buffers": IN_FLIGHT * streamed,
+        "kv_cache": grid.kv_on_gpu * kv_bytes + (_kv_in_flight_bytes(grid, model, workload) if loads else 0.0),
+    }
+    cpu = {
+        "expert_weights": on_cpu,
+        "page_buffers": IN_FLIGHT * page_bytes(grid, model) if choices.staging is Staging.PAGEABLE else 0.0,
+        "kv_cache": (1.0 - grid.kv_on_gpu) * kv_bytes,
+        "activations": 0.0 if attends_on_gpu else _transfer_bytes(grid, model, workload),
+    }
+    return {"gpu": gpu, "cpu": _with_experts_on_cpu(cpu, grid, model, workload)}
+
+
+def _with_experts_on_cpu(
+    cpu: dict[str, Reals], grid: PolicyGrid, model: ModelSpec, workload: Workload
+) -> dict[str, Reals]:
+    """Add what the CPU needs to compute experts beside the GPU: hidden states in flight, and workspace."""
+    if not np.any(grid.experts_on_cpu(model)):
+        return cpu
+    tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
+    hidden = IN_FLIGHT * 2 * tokens * model.hidden_size * _activation_width(grid)
+    room = experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
+    return cpu | {"activations": cpu["activations"] + hidden, "workspace": room}
+
+
+def usable_bytes(hardware: HardwareProfile, device: str, ram_limit_bytes: int | None = None) -> int:
+    """Return the bytes that a policy may hold on a device; a limit on host memory goes before its size."""
+    level = hardware.level(device)
+    usable = level.usable_bytes * level.count
+    return usable if ram_limit_bytes is None or device != "cpu" else min(usable, ram_limit_bytes)
 
 
 def shortage(demand: Ledger, hardware: HardwareProfile, ram_limit_bytes: int | None = None) -> Shortage | None:
@@ -120,58 +163,62 @@ def shortage(demand: Ledger, hardware: HardwareProfile, ram_limit_bytes: int | N
     for device, needed in needs.items():
         if needed == 0:
             continue
-        level = hardware.level(device)
-        usable = level.usable_bytes * level.count
-        if device == "cpu" and ram_limit_bytes is not None:
-            usable = min(usable, ram_limit_bytes)
+        usable = usable_bytes(hardware, device, ram_limit_bytes)
         if needed > usable:
             return Shortage(device=device, needed_bytes=needed, usable_bytes=usable)
     return None
 
 
-def _host_only(policy: Policy, model: ModelSpec, workload: Workload) -> DeviceLedger:
-    weights = model.num_layers * model.num_experts * model.expert_parameters * policy.weight_dtype.bytes_per_element
-    return DeviceLedger(
-        dense_weights=_dense_weight_bytes(policy, model),
-        expert_weights=int(weights),
-        kv_cache=_kv_cache_bytes(policy, model, workload),
-        activations=_activation_bytes(policy, model, workload),
-        workspace=_workspace_bytes(policy, model, workload),
-    )
+def _expert_bytes(grid: PolicyGrid, model: ModelSpec) -> float:
+    dtype = grid.template.expert_dtype or grid.template.weight_dtype
+    return model.expert_parameters * dtype.bytes_per_element
 
 
-def _dense_weight_bytes(policy: Policy, model: ModelSpec) -> int:
-    parameters = model.num_layers * model.attention_parameters + model.embedding_parameters
-    return int(parameters * policy.weight_dtype.bytes_per_element)
+def _activation_width(grid: PolicyGrid) -> float:
+    return grid.template.weight_dtype.activation_dtype.bytes_per_element
 
 
-def _kv_cache_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int:
-    """Bytes of K and V of a batch, each sequence at its final length."""
-    tokens = workload.prompt_tokens(policy.batch_size) + policy.batch_size * (workload.gen_len - 1)
-    return int(2 * model.num_layers * tokens * model.kv_size * policy.kv_dtype.bytes_per_element)
+def _dense_weight_bytes(choices: Policy, model: ModelSpec) -> float:
+    return (model.dense_parameters + model.embedding_parameters) * choices.weight_dtype.bytes_per_element
 
 
-def _activation_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int:
+def _kv_cache_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
+    """Bytes of K and V of a batch, each sequence at its final length, or its window in layers that have one."""
+    tokens = workload.prompt_tokens(grid.batch_size) + grid.batch_size * (workload.gen_len - 1)
+    cached: Reals = 0.0
+    for layer, count in model.layer_kinds.items():
+        held = tokens if layer.window is None else np.minimum(tokens, grid.batch_size * layer.window)
+        cached = cached + count * held
+    return cached * model.cache_width * grid.template.kv_dtype.bytes_per_element
+
+
+def _kv_in_flight_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
+    """Bytes of the double buffer into which the part of a micro-batch's cache that lies on the host is fetched."""
+    tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size) + grid.micro_batch_size * (workload.gen_len - 1)
+    width = model.cache_width * grid.template.kv_dtype.bytes_per_element
+    return IN_FLIGHT * (1.0 - grid.kv_on_gpu) * tokens * width
+
+
+def _activation_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
     """Bytes of the hidden states of all prompts of a batch, plus what transfers hold in flight."""
-    tokens = workload.prompt_tokens(policy.batch_size)
-    hidden = tokens * model.hidden_size * policy.weight_dtype.bytes_per_element
-    return int(hidden) + _transfer_bytes(policy, model, workload)
+    tokens = workload.prompt_tokens(grid.batch_size)
+    return tokens * model.hidden_size * _activation_width(grid) + _transfer_bytes(grid, model, workload)
 
 
-def _transfer_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int:
+def _transfer_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
     """Bytes of queries, keys, values and attention outputs of the two micro-batches in flight in each phase.
 
     Decode has buffers of its own: its first micro-batches start while the last ones of prefill still go down.
     """
-    tokens = workload.micro_batch_prompt_tokens(policy.micro_batch_size)
-    rows, width = tokens + policy.micro_batch_size, policy.weight_dtype.bytes_per_element
-    queries = rows * 2 * model.query_size * width
-    prefill_kv = tokens * 2 * model.kv_size * policy.kv_dtype.bytes_per_element
-    decode_kv = policy.micro_batch_size * 2 * model.kv_size * width
-    return int(IN_FLIGHT * (queries + prefill_kv + decode_kv))
+    tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
+    width = _activation_width(grid)
+    queries = (tokens + grid.micro_batch_size) * (model.query_size + model.attended_size) * width
+    prefill_kv = tokens * model.cache_width * grid.template.kv_dtype.bytes_per_element
+    decode_kv = grid.micro_batch_size * model.cache_width * width
+    return IN_FLIGHT * (queries + prefill_kv + decode_kv)
 
 
-def _workspace_bytes(policy: Policy, model: ModelSpec, workload: Workload) -> int:
+def _workspace_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
     """Bytes of the temporaries of the largest micro-batch, at prefill size."""
-    tokens = workload.micro_batch_prompt_tokens(policy.micro_batch_size)
-    return workspace_bytes(model, tokens, policy.micro_batch_size)
+    tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
+    return workspace_bytes(model, tokens, grid.micro_batch_size)

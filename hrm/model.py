@@ -1,19 +1,56 @@
-"""What the project knows about a model: dimensions, and the parameter counts that follow from them."""
+"""What the project knows about a model: dimensions, and the parameter counts that follow from them.
+
+Family knowledge (key names, which layer is of which kind) lives in `hrm.model_config`; here are only numbers.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import lru_cache
+from typing import NamedTuple
+
 from hrm.dtypes import DType
 from hrm.records import record
-from hrm.units import Positive, PositiveInt
+from hrm.units import NonNegativeInt, Positive, PositiveInt
 
-__all__ = ["ModelSpec"]
+__all__ = ["LatentAttention", "LayerKind", "ModelSpec"]
+
+
+class LayerKind(NamedTuple):
+    """What distinguishes the layers of one model: layers of a kind cost the same.
+
+    `moe` says whether the layer has the routed experts (else a dense FFN); `window` is the most tokens its attention
+    looks back over, None for all.
+    """
+
+    moe: bool
+    window: int | None
+
+
+@record
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one compressed K and V per token, for all heads.
+
+    A token's cache is `kv_lora_rank` + `rope_head_dim` elements. Queries come through a `q_lora_rank` bottleneck, or
+    straight from the hidden state where it is None. Each head has a query of `nope_head_dim` + `rope_head_dim`
+    elements and a value of `value_head_dim`.
+    """
+
+    q_lora_rank: PositiveInt | None = None
+    kv_lora_rank: PositiveInt
+    nope_head_dim: PositiveInt
+    rope_head_dim: PositiveInt
+    value_head_dim: PositiveInt
 
 
 @record
 class ModelSpec:
-    """A decoder of `num_layers` equal layers: grouped-query attention, then `num_experts` SwiGLU experts.
+    """A decoder: attention, then `num_experts` SwiGLU experts or, in `dense_layers`, one dense FFN.
 
-    A dense model is the degenerate case `num_experts = experts_per_token = 1`.
+    A dense model is the degenerate case `num_experts = experts_per_token = 1`: its FFN is the one expert.
+    `shared_intermediate_size` is the joint width of the experts that every token visits (0: none).
+    `sliding_window` holds in `windowed_layers`. `expert_dtype` is the format in which the published checkpoint keeps
+    the routed experts where that is narrower than `dtype`.
     """
 
     name: str
@@ -30,30 +67,102 @@ class ModelSpec:
     max_position_embeddings: PositiveInt
     rms_norm_eps: Positive = 1e-5
     rope_theta: Positive = 1e4
+    plain_rope: bool = True
+    """Whether positions enter by rotating all of each head in every layer, unscaled: what the executor does."""
     tie_word_embeddings: bool = False
     dtype: DType = DType.BFLOAT16
+    expert_dtype: DType | None = None
+    latent: LatentAttention | None = None
+    sliding_window: PositiveInt | None = None
+    windowed_layers: tuple[NonNegativeInt, ...] = ()
+    dense_layers: tuple[NonNegativeInt, ...] = ()
+    dense_intermediate_size: NonNegativeInt = 0
+    shared_intermediate_size: NonNegativeInt = 0
+    bias_parameters: NonNegativeInt = 0
+    """Biases, sinks and the extra norms of the whole model together: counted in the totals, not in any operator."""
+    expert_bias: bool = False
+    """Whether each of an expert's three matrices has a bias."""
 
     @property
     def expert_parameters(self) -> int:
-        """Parameters of one expert: gate, up and down projection."""
-        return 3 * self.hidden_size * self.intermediate_size
+        """Parameters of one routed expert: gate, up and down projection, their biases where it has them."""
+        biases = 2 * self.intermediate_size + self.hidden_size if self.expert_bias else 0
+        return 3 * self.hidden_size * self.intermediate_size + biases
 
     @property
     def query_size(self) -> int:
-        """Width of the concatenated query heads."""
+        """Width of the concatenated query heads, as attention over the cache takes them.
+
+        Latent attention folds the key projection into the query, which then is as wide as the cache for each head.
+        """
+        if self.latent is not None:
+            return self.num_query_heads * self.cache_width
         return self.num_query_heads * self.head_dim
 
     @property
+    def attended_size(self) -> int:
+        """Width of what attention over the cache gives back: a value per query head, or a latent one."""
+        if self.latent is not None:
+            return self.num_query_heads * self.latent.kv_lora_rank
+        return self.query_size
+
+    @property
     def kv_size(self) -> int:
-        """Width of the concatenated key heads (the value heads are as wide)."""
+        """Width of the concatenated key heads (the value heads are as wide); not for latent attention."""
         return self.num_kv_heads * self.head_dim
 
     @property
+    def cache_width(self) -> int:
+        """Elements that one token adds to the KV cache of one layer: K and V, or the latent they share."""
+        if self.latent is not None:
+            return self.latent.kv_lora_rank + self.latent.rope_head_dim
+        return 2 * self.kv_size
+
+    @property
+    def attention_projections(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of the projections before attention, as the checkpoint has them.
+
+        One joint Q, K, V matrix; for latent attention the query's (one or two), and those down to and up from the
+        latent.
+        """
+        if self.latent is None:
+            return ((self.hidden_size, self.num_query_heads * self.head_dim + 2 * self.kv_size),)
+        latent, heads = self.latent, self.num_query_heads
+        query = heads * (latent.nope_head_dim + latent.rope_head_dim)
+        rank = latent.q_lora_rank
+        queries = ((self.hidden_size, query),) if rank is None else ((self.hidden_size, rank), (rank, query))
+        up = (latent.kv_lora_rank, heads * (latent.nope_head_dim + latent.value_head_dim))
+        return (*queries, (self.hidden_size, self.cache_width), up)
+
+    @property
+    def output_projection(self) -> tuple[int, int]:
+        """Inputs and outputs of the projection after attention."""
+        width = self.head_dim if self.latent is None else self.latent.value_head_dim
+        return self.num_query_heads * width, self.hidden_size
+
+    @property
     def attention_parameters(self) -> int:
-        """Parameters of one layer outside the experts: Q, K, V, O projections, router, two norms."""
-        projections = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
-        router = self.hidden_size * self.num_experts if self.num_experts > 1 else 0
-        return projections + router + 2 * self.hidden_size
+        """Parameters of one layer's attention: its projections and two norms."""
+        projections = (*self.attention_projections, self.output_projection)
+        return sum(inputs * outputs for inputs, outputs in projections) + 2 * self.hidden_size
+
+    @property
+    def router_parameters(self) -> int:
+        """Parameters of one router (none in a dense model)."""
+        return self.hidden_size * self.num_experts if self.num_experts > 1 else 0
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers with the routed experts."""
+        return self.num_layers - len(self.dense_layers)
+
+    @property
+    def dense_parameters(self) -> int:
+        """All parameters of the layers outside the routed experts."""
+        moe = self.router_parameters + 3 * self.hidden_size * self.shared_intermediate_size
+        dense = 3 * self.hidden_size * self.dense_intermediate_size
+        layers = self.num_layers * self.attention_parameters
+        return layers + self.num_moe_layers * moe + len(self.dense_layers) * dense + self.bias_parameters
 
     @property
     def embedding_parameters(self) -> int:
@@ -64,11 +173,30 @@ class ModelSpec:
     @property
     def total_parameters(self) -> int:
         """All parameters."""
-        per_layer = self.attention_parameters + self.num_experts * self.expert_parameters
-        return self.num_layers * per_layer + self.embedding_parameters
+        routed = self.num_moe_layers * self.num_experts * self.expert_parameters
+        return self.dense_parameters + routed + self.embedding_parameters
 
     @property
     def active_parameters(self) -> int:
         """Parameters that one token passes through: all but the experts it is not routed to."""
         unused = (self.num_experts - self.experts_per_token) * self.expert_parameters
-        return self.total_parameters - self.num_layers * unused
+        return self.total_parameters - self.num_moe_layers * unused
+
+    def layer_kind(self, layer: int) -> LayerKind:
+        """Say of which kind layer `layer` (from 0) is."""
+        window = self.sliding_window if layer in self.windowed_layers else None
+        return LayerKind(moe=layer not in self.dense_layers, window=window)
+
+    @property
+    def layer_kinds(self) -> dict[LayerKind, int]:
+        """The kinds of layer and how many there are of each, in order of first appearance."""
+        return dict(_counted(self.num_layers, self.sliding_window, self.windowed_layers, self.dense_layers))
+
+
+@lru_cache(maxsize=64)
+def _counted(
+    num_layers: int, sliding_window: int | None, windowed: tuple[int, ...], dense: tuple[int, ...]
+) -> tuple[tuple[LayerKind, int], ...]:
+    windows = (sliding_window if layer in windowed else None for layer in range(num_layers))
+    kinds = (LayerKind(layer not in dense, window) for layer, window in enumerate(windows))
+    return tuple(Counter(kinds).items())

@@ -1,44 +1,34 @@
-"""Drawing a machine's roofs, the turning points and the operators, as the paper's case study does (its Figs. 3-5)."""
+"""Drawing a view of the roofs: attention above, the experts below, as in the paper's case study (Figs. 4 and 5)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hrm import roofline_scene as scene
 from hrm.errors import HrmError
 from hrm.files import atomic_writer
-from hrm.placement import LINK, PlacedOperator, RooflineView
-from hrm.roofline import TurningPoint
-from hrm.units import format_bytes_per_s, format_flop_per_s
+from hrm.placement import MAIN_OPERATOR, RooflineView
+from hrm.roofline_scene import ATTENTION, FFN
+from hrm.roofline_words import AXES_INCHES, Words, changing_words, roof_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_roofline"]
 
 FORMATS = ("png", "svg")
-WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 9.0, 6.0, 100
+WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 9.0, 11.2, 100
 """900 pixels wide: what a README shows unscaled."""
-FRAME = (0.075, 0.195, 0.905, 0.715)
-"""Left, bottom, width and height of the axes within the picture: fixed, so that words can follow the roofs' slope."""
+CORNERS_INCHES = {ATTENTION: (0.7, 6.1), FFN: (0.7, 1.25)}
+"""Lower left corner of each pair of axes."""
 
-# Okabe and Ito's palette (vermillion, blue, bluish green), distinguishable under every common colour blindness.
-CPU, GPU, CROSSING, INK, FAINT = "#D55E00", "#0072B2", "#009E73", "#222222", "#777777"
-COLOURS = {"cpu": CPU, "gpu": GPU, LINK: CROSSING}
-PLACEMENTS = {
-    "cpu": "computed on the CPU",
-    "gpu": "on the GPU, data there",
-    LINK: "on the GPU, data fetched over the link",
-}
-MARKERS = {"attention": "o", "experts": "s", "router": "D"}
-LEAST_DECADES, NEAR_DECADES = 2.0, 0.5
-"""Least height of the picture; distance of P1 and P2 below which their words would meet."""
-ROOM_FOR_WORDS = 6
-"""How far the picture goes on to the right of P2, whose words stand there."""
-PROJECTION_MARKER = "^"
-"""The projections and the head differ too little to be told apart: one marker, one entry in the legend."""
+INK, FAINT = "#222222", "#666666"
+DASHES = {"memory": "-", "compute": "-", "format": ":", "link": "--"}
+OTHER_MARKER = "^"
+"""Projections, shared experts and the head differ too little to be told apart: one marker, one entry in the legend."""
+MARKERS = {ATTENTION: "o", MAIN_OPERATOR: "s"}
 
 
 def draw_roofline(view: RooflineView, path: str | Path) -> None:
@@ -57,193 +47,150 @@ def draw_roofline(view: RooflineView, path: str | Path) -> None:
     path = Path(path)
     suffix = path.suffix.lower().lstrip(".")
     if suffix not in FORMATS:
-        raise HrmError(f"-o {path}: pictures are drawn as .png or .svg, not {path.suffix or 'without a suffix'!r}")
+        raise HrmError(f"-o {path}: drawn as .png, .svg or .html, not {path.suffix or 'without a suffix'!r}")
     with atomic_writer(path, "wb") as stream, rc_context({"font.size": 10, "svg.hashsalt": "hrm"}):
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH)
-        _Drawing(view, figure.add_axes(FRAME)).draw()
+        _head(figure, view)
+        for panel, (left, bottom) in CORNERS_INCHES.items():
+            width, height = AXES_INCHES
+            frame = left / WIDTH_INCHES, bottom / HEIGHT_INCHES, width / WIDTH_INCHES, height / HEIGHT_INCHES
+            _Panel(view, panel, figure.add_axes(frame)).draw()
+        _legend(figure, view)
         metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {}
         figure.savefig(stream, format=suffix, metadata=metadata)
 
 
-class _Drawing:
-    """One view on one pair of logarithmic axes."""
+def _head(figure: Figure, view: RooflineView) -> None:
+    left = CORNERS_INCHES[ATTENTION][0] / WIDTH_INCHES
+    figure.text(left, 0.976, scene.title(view), weight="bold", size=12, color=INK)
+    sizes = f"N = {view.shape.batch_size:,}, μ = {view.shape.micro_batch_size:,}, {scene.conditions(view)}"
+    figure.text(left, 0.957, sizes, color=FAINT)
 
-    def __init__(self, view: RooflineView, axes: Axes) -> None:
-        self.view = view
-        self.axes = axes
-        self.left, self.right = _span(_intensities(view), margin=2.5)
-        self.bottom, self.top = _span(_heights(view), margin=2.2)
-        self.bottom = min(self.bottom, self.top / 10**LEAST_DECADES)
+
+def _legend(figure: Figure, view: RooflineView) -> None:
+    from matplotlib.lines import Line2D
+
+    def entry(marker: str, colour: str, label: str) -> Line2D:
+        return Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=8, label=label)
+
+    by_marker: dict[str, list[str]] = {}
+    for name in dict.fromkeys(placed.name for placed in view.operators):
+        by_marker.setdefault(_marker(name), []).append(name)
+    where = {scene.colour_key(placed): scene.placement_words(placed) for placed in view.operators}
+    rows = (
+        [entry("o", scene.colour(key), words) for key, words in where.items()],
+        [entry(marker, FAINT, ", ".join(names)) for marker, names in by_marker.items()],
+    )
+    for row, handles in enumerate(rows):
+        figure.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0.055, 0.032 - 0.025 * row),
+            ncols=len(handles),
+            frameon=False,
+            handletextpad=0.2,
+            columnspacing=1.4,
+        )
+
+
+def _marker(name: str) -> str:
+    return MARKERS[ATTENTION] if scene.panel_of(name) == ATTENTION else MARKERS.get(name, OTHER_MARKER)
+
+
+class _Panel:
+    """One half of a view on one pair of logarithmic axes."""
+
+    def __init__(self, view: RooflineView, panel: str, axes: Axes) -> None:
+        self.view, self.panel, self.axes = view, panel, axes
+        self.span = scene.span([view])
 
     def draw(self) -> None:
-        """Draw roofs, turning points and operators, each with its words beside it."""
+        """Draw roofs, lines, turning points and operators, and the words."""
         self._frame()
-        for name, level in self.view.levels.items():
-            self._roof(name, level.bytes_per_s, level.flop_per_s)
-        if LINK in self.view.links:
-            self._link_roof()
-        self._turning_points()
-        for placed in self.view.operators:
-            self._operator(placed)
-        self._legend()
+        for roof in scene.roofs(self.view, self.span, self.panel):
+            x, y = zip(*roof.points, strict=True)
+            self.axes.plot(
+                x, y, color=_colour(roof.where), linestyle=DASHES[roof.kind], linewidth=1.8, solid_capstyle="round"
+            )
+        for kernel in scene.kernels(self.view, self.panel):
+            ends, height = [kernel.start, kernel.end], [kernel.flop_per_s] * 2
+            self.axes.plot(ends, height, color=_colour(kernel.where), linestyle=":", linewidth=1.4)
+        self._lines()
+        for mark in scene.marks(self.view, self.panel):
+            at = mark.at.operational_intensity_flop_per_byte, mark.at.attainable_flop_per_s
+            self._marker(*at, marker="o", markersize=14, fillstyle="none", color=INK, markeredgewidth=1.5)
+        self._operators()
+        roofs = roof_words(self.view, self.span, self.panel)
+        for words in (*roofs, *changing_words(self.view, self.span, self.panel, roofs)):
+            self._write(words)
 
     def _frame(self) -> None:
-        view, axes = self.view, self.axes
-        axes.set(xscale="log", yscale="log", xlim=(self.left, self.right), ylim=(self.bottom, self.top))
-        axes.set_xlabel("operational intensity, FLOP per byte at the level the colour names")
-        axes.set_ylabel("FLOP/s")
-        axes.grid(which="major", color="#E6E6E6", linewidth=0.7)
+        axes, span = self.axes, self.span
+        axes.set(xscale="log", yscale="log", xlim=(span.left, span.right), ylim=(span.bottom, span.top))
+        axes.set_ylabel(scene.RATE_AXIS)
+        if self.panel == FFN:
+            axes.set_xlabel(scene.INTENSITY_AXIS)
+        axes.grid(which="major", color="#EBEBEB", linewidth=0.7)
         axes.tick_params(which="both", color=FAINT)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{view.model} on {view.hardware}, {view.phase}", loc="left", pad=22, weight="bold", color=INK)
-        conditions = (
-            f"N = {view.batch_size}, μ = {view.micro_batch_size}, context {view.context_len} tokens, "
-            f"{view.weight_dtype} weights, {view.kv_dtype} KV cache"
-        )
-        self._words(conditions, (0, 1), (0, 8), FAINT, xycoords="axes fraction")
+        axes.set_title(scene.heading(self.view, self.panel), loc="left", pad=60, size=10, weight="bold", color=INK)
 
-    def _words(self, text: str, at: tuple[float, float], shift: tuple[float, float], colour: str, **style: Any) -> None:
-        """Write beside a point, haloed so that lines behind the words do not hurt."""
+    def _write(self, words: Words) -> None:
+        """Write words, haloed so that lines behind them do not hurt."""
         from matplotlib.patheffects import withStroke
 
-        halo = [withStroke(linewidth=3, foreground="white")]
-        self.axes.annotate(
-            text, at, xytext=shift, textcoords="offset points", color=colour, path_effects=halo, zorder=4, **style
+        x, y = _share(words.at_inches)
+        if words.leader_inches is not None:
+            width, height = words.size_inches
+            middle = _share((words.at_inches[0] + width / 2, words.at_inches[1] + height / 2))
+            ends = zip(_share(words.leader_inches), middle, strict=True)
+            self.axes.plot(*ends, color=FAINT, linewidth=0.7, transform=self.axes.transAxes, zorder=3)
+        backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+        self.axes.text(
+            x,
+            y,
+            words.text,
+            bbox=None if words.angle_deg else backing,
+            transform=self.axes.transAxes,
+            color=_colour(words.where),
+            va="bottom",
+            rotation=words.angle_deg,
+            rotation_mode="anchor",
+            linespacing=1.15,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+            zorder=4,
         )
 
-    def _roof(self, name: str, bytes_per_s: float, flop_per_s: float) -> None:
-        colour = COLOURS.get(name, INK)
-        ridge = flop_per_s / bytes_per_s
-        x = [self.left, ridge, self.right]
-        self.axes.plot(x, [self.left * bytes_per_s, flop_per_s, flop_per_s], color=colour, linewidth=2)
-        self._along(bytes_per_s, f"{name.upper()} memory {format_bytes_per_s(bytes_per_s)}", colour)
-        words = f"{name.upper()} compute {format_flop_per_s(flop_per_s)}"
-        shift, side = ((-4, -5), "top") if name == "cpu" else ((-4, 5), "bottom")
-        self._words(words, (self.right, flop_per_s), shift, colour, ha="right", va=side)
+    def _marker(self, x: float, y: float, **style: Any) -> None:
+        self.axes.plot([x], [y], **({"zorder": 5} | style))
 
-    def _link_roof(self) -> None:
-        rate = self.view.links[LINK]
-        peak = max((level.flop_per_s for level in self.view.levels.values()), default=self.top)
-        end = min(self.right, peak / rate)
-        self.axes.plot([self.left, end], [self.left * rate, end * rate], color=CROSSING, linewidth=2, linestyle="--")
-        self._along(rate, f"CPU to GPU link {format_bytes_per_s(rate)}", CROSSING)
+    def _lines(self) -> None:
+        for line in scene.lines_of(self.view, self.panel):
+            x = line.operational_intensity_flop_per_byte
+            colour, width = (INK, 1.1) if scene.is_asked(line, self.view) else (FAINT, 0.6)
+            self.axes.plot([x, x], [self.span.bottom, self.span.top], color=colour, linewidth=width, zorder=1)
+            for where, height in scene.line_points(line, self.view):
+                self._marker(x, height, marker=".", markersize=8, color=_colour(where))
 
-    def _along(self, slope: float, text: str, colour: str) -> None:
-        """Write along a memory roof, just above it, from where it enters the picture."""
-        start = max(self.left, self.bottom / slope) * 1.1
-        decade_x = FRAME[2] * WIDTH_INCHES / math.log10(self.right / self.left)
-        decade_y = FRAME[3] * HEIGHT_INCHES / math.log10(self.top / self.bottom)
-        angle = math.atan2(decade_y, decade_x)
-        up = (-6 * math.sin(angle), 6 * math.cos(angle))
-        style = {"rotation": math.degrees(angle), "rotation_mode": "anchor"}
-        self._words(text, (start, start * slope), up, colour, **style)
-
-    def _turning_points(self) -> None:
-        turns = self.view.turning_points
-        if turns is None:
-            return
-        self._kernel(turns.p2.operational_intensity_flop_per_byte, turns.p2.attainable_flop_per_s)
-        self._point("P1", turns.p1)
-        self._point("P2 = balance point" if self._balanced() else "P2", turns.p2, crowded=self._crowded())
-
-    def _balanced(self) -> bool:
-        """Whether P2 is the balance point; it is, unless compute binds and memory and link are never equally busy."""
-        turns, balance = self.view.turning_points, self.view.balance_point
-        if turns is None or balance is None:
-            return False
-        ours, other = turns.p2.operational_intensity_flop_per_byte, balance.operational_intensity_flop_per_byte
-        return math.isclose(ours, other, rel_tol=0.02)
-
-    def _crowded(self) -> bool:
-        """Whether P2 is so near P1 that its words must go to the other side."""
-        turns = self.view.turning_points
-        if turns is None or not turns.p1.attainable_flop_per_s:
-            return False
-        return abs(math.log10(turns.p2.attainable_flop_per_s / turns.p1.attainable_flop_per_s)) < NEAR_DECADES
-
-    def _kernel(self, end: float, flop_per_s: float) -> None:
-        """Mark what the GPU attains at this micro-batch, from its memory roof to the link's: the height of P2."""
-        gpu = self.view.levels["gpu"]
-        start = flop_per_s / gpu.bytes_per_s
-        if flop_per_s >= gpu.flop_per_s or end < 10 * start or self._crowded():
-            return
-        self.axes.plot([start, end], [flop_per_s, flop_per_s], color=GPU, linewidth=1.2, linestyle=":")
-        words = f"experts, μ = {self.view.micro_batch_size}: {format_flop_per_s(flop_per_s)}"
-        self._words(words, (end, flop_per_s), (-14, 5), GPU, ha="right")
-
-    def _point(self, name: str, point: TurningPoint, *, crowded: bool = False) -> None:
-        """Ring a point and write its name and numbers to its lower right, or upper left where that is crowded."""
-        x, y = point.operational_intensity_flop_per_byte, point.attainable_flop_per_s
-        if x <= 0:
-            return
-        words = f"{name}\n{_short(x)} FLOP/byte" + (f"\nN = {point.batch_size:,.0f}" if point.batch_size else "")
-        self.axes.plot([x], [y], marker="o", markersize=15, fillstyle="none", color=INK, markeredgewidth=1.5, zorder=5)
-        self.axes.plot([x, x], [self.bottom, y], color=FAINT, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        shift, ha, va = ((-9, 12), "right", "bottom") if crowded else ((9, -11), "left", "top")
-        backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
-        self._words(words, (x, y), shift, INK, ha=ha, va=va, linespacing=1.25, bbox=backing)
-
-    def _operator(self, placed: PlacedOperator) -> None:
-        where = LINK if placed.source else placed.device
-        self.axes.plot(
-            [placed.operational_intensity_flop_per_byte[where]],
-            [placed.attainable_flop_per_s],
-            marker=MARKERS.get(placed.name, PROJECTION_MARKER),
-            markersize=8,
-            color=COLOURS[where],
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            zorder=6,
-        )
-
-    def _legend(self) -> None:
-        from matplotlib.lines import Line2D
-
-        def entry(marker: str, colour: str, label: str) -> Line2D:
-            return Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=8, label=label)
-
-        by_marker: dict[str, list[str]] = {}
-        for name in dict.fromkeys(placed.name for placed in self.view.operators):
-            by_marker.setdefault(MARKERS.get(name, PROJECTION_MARKER), []).append(name)
-        used = {LINK if placed.source else placed.device for placed in self.view.operators}
-        rows = (
-            [entry("o", COLOURS[where], PLACEMENTS[where]) for where in PLACEMENTS if where in used],
-            [entry(marker, FAINT, ", ".join(names)) for marker, names in by_marker.items()],
-        )
-        for row, handles in enumerate(rows):
-            self.axes.figure.legend(
-                handles=handles,
-                loc="lower left",
-                bbox_to_anchor=(FRAME[0] - 0.02, 0.055 - 0.05 * row),
-                ncols=len(handles),
-                frameon=False,
-                handletextpad=0.2,
-                columnspacing=1.6,
+    def _operators(self) -> None:
+        for placed in scene.operators_of(self.view, self.panel):
+            key = scene.colour_key(placed)
+            self._marker(
+                placed.operational_intensity_flop_per_byte[key],
+                placed.attainable_flop_per_s,
+                marker=_marker(placed.name),
+                markersize=7,
+                color=_colour(key),
+                markeredgecolor="white",
+                markeredgewidth=0.8,
+                zorder=6,
             )
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+def _share(inches: tuple[float, float]) -> tuple[float, float]:
+    """Return a place as a share of the axes."""
+    return inches[0] / AXES_INCHES[0], inches[1] / AXES_INCHES[1]
 
 
-def _intensities(view: RooflineView) -> Iterable[float]:
-    for placed in view.operators:
-        yield from placed.operational_intensity_flop_per_byte.values()
-    for level in view.levels.values():
-        yield level.ridge_point_flop_per_byte
-    if view.turning_points is not None:
-        for point in (view.turning_points.p1, view.turning_points.p2):
-            yield point.operational_intensity_flop_per_byte
-        yield view.turning_points.p2.operational_intensity_flop_per_byte * ROOM_FOR_WORDS
-
-
-def _heights(view: RooflineView) -> Iterable[float]:
-    for placed in view.operators:
-        yield placed.attainable_flop_per_s
-    for level in view.levels.values():
-        yield level.flop_per_s
-
-
-def _span(values: Iterable[float], *, margin: float) -> tuple[float, float]:
-    shown = [value for value in values if value > 0 and math.isfinite(value)]
-    return min(shown) / margin, max(shown) * margin
+def _colour(where: str) -> str:
+    return {"ink": INK, "faint": FAINT}.get(where) or scene.colour(where)

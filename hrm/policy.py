@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from enum import StrEnum
 
+import numpy as np
+
+from hrm.arrays import Reals
 from hrm.dtypes import DType
 from hrm.errors import PolicyError
 from hrm.model import ModelSpec
 from hrm.records import record
 from hrm.units import NonNegativeInt, PositiveInt, Share
 
-__all__ = ["Policy", "Processor", "ScheduleName", "Staging"]
+__all__ = ["Policy", "PolicyGrid", "Processor", "ScheduleName", "Staging"]
 
 
 class Processor(StrEnum):
@@ -25,7 +29,17 @@ class ScheduleName(StrEnum):
     """The pipelines of `hrm.schedule`, as named on the command line."""
 
     CGOPIPE = "cgopipe"
+    """Paged weights, look-ahead, CPU attention beside the GPU (paper §4.1)."""
+    UNPAGED = "unpaged"
+    """As CGOPipe, a layer's weights crossing in one piece (S2)."""
+    SERIAL = "serial"
+    """CPU attention in series with the GPU (S3, FlexGen with CPU compute)."""
+    KV_TRANSFER = "kv-transfer"
+    """GPU attention, the next micro-batch's KV cache fetched meanwhile (S4, FlexGen)."""
+    LAYERWISE = "layerwise"
+    """Everything on the GPU, weights streamed layer by layer (ZeRO-Inference)."""
     HOST = "host"
+    """Everything on the CPU."""
 
 
 class Staging(StrEnum):
@@ -39,8 +53,9 @@ class Staging(StrEnum):
 class Policy:
     """A policy (N, mu, A_g, F_g, r_w, r_c) that can be executed as it stands.
 
-    `resident_experts` counts, per layer, the experts whose weights stay on the GPU; the others lie in host memory and
-    cross the link in `pages_per_layer` equal pages, once per pass, when the FFN runs on the GPU.
+    `resident_experts` counts, per MoE layer, the experts whose weights stay on the GPU. The others lie in host memory:
+    with `ffn_device` cpu they are computed there; with gpu `cpu_experts` of them are, and the rest cross the link in
+    `num_pages` equal pages, once per pass. All other operators run on the GPU unless both devices are the CPU.
     """
 
     batch_size: PositiveInt
@@ -48,10 +63,13 @@ class Policy:
     attention_device: Processor
     ffn_device: Processor
     resident_experts: NonNegativeInt
+    cpu_experts: NonNegativeInt = 0
     kv_on_gpu: Share
     schedule: ScheduleName
     weight_dtype: DType
     kv_dtype: DType
+    expert_dtype: DType | None = None
+    """Format of the routed experts where it differs from `weight_dtype`."""
     staging: Staging = Staging.PINNED
     pages_per_layer: PositiveInt | None = None
 
@@ -62,41 +80,157 @@ class Policy:
 
     @property
     def num_pages(self) -> int:
-        """Pages in which a layer's streamed weights cross the link: as many as micro-batches unless told otherwise."""
-        return self.pages_per_layer or self.num_micro_batches
+        """Pages in which a layer's streamed weights cross: one for each micro-batch where the schedule pages at all."""
+        if self.schedule is ScheduleName.CGOPIPE:
+            return self.pages_per_layer or self.num_micro_batches
+        return 1
+
+    @property
+    def main_device(self) -> Processor:
+        """Where everything but attention over the cache and the experts runs."""
+        on_gpu = Processor.GPU in (self.attention_device, self.ffn_device)
+        return Processor.GPU if on_gpu else Processor.CPU
 
     def micro_batch_bounds(self, index: int) -> tuple[int, int]:
         """First sequence of micro-batch `index`, and one past its last."""
         first = index * self.micro_batch_size
         return first, min(first + self.micro_batch_size, self.batch_size)
 
+    def experts_on_cpu(self, model: ModelSpec) -> int:
+        """Experts per MoE layer that the CPU computes."""
+        if self.ffn_device is Processor.CPU:
+            return model.num_experts - self.resident_experts
+        return self.cpu_experts
+
+    def streamed_experts(self, model: ModelSpec) -> int:
+        """Experts per MoE layer whose weights cross the link in each pass."""
+        return model.num_experts - self.resident_experts - self.experts_on_cpu(model)
+
+    def weights_on_gpu(self, model: ModelSpec) -> float:
+        """r_w: fraction of expert weight bytes resident on the GPU."""
+        return self.resident_experts / model.num_experts
+
     def check(self, model: ModelSpec) -> None:
-        """Refuse a policy that the executor could not run as written.
+        """Refuse a policy that contradicts itself or the model.
 
         Raises
         ------
         PolicyError
             With the field at fault and what it may be.
         """
-        on_cpu = self.ffn_device is Processor.CPU
         if self.micro_batch_size > self.batch_size:
             raise PolicyError(
                 f"micro_batch_size {self.micro_batch_size} exceeds batch_size {self.batch_size} (lower it)"
             )
-        if on_cpu and self.attention_device is Processor.GPU:
-            raise PolicyError("attention_device gpu with ffn_device cpu is not executed (set attention_device to cpu)")
-        if self.resident_experts > (0 if on_cpu else model.num_experts):
-            limit = 0 if on_cpu else model.num_experts
-            raise PolicyError(f"resident_experts {self.resident_experts}: must be at most {limit} (lower it)")
-        expected_kv = 1.0 if self.attention_device is Processor.GPU else 0.0
-        if self.kv_on_gpu != expected_kv:
-            raise PolicyError(
-                f"kv_on_gpu {self.kv_on_gpu}: must be {expected_kv} with attention_device {self.attention_device}"
-            )
-        wanted = ScheduleName.HOST if on_cpu else ScheduleName.CGOPIPE
-        if self.schedule is not wanted:
-            raise PolicyError(f"schedule {self.schedule}: ffn_device {self.ffn_device} runs {wanted}")
+        self._check_experts(model)
+        self._check_schedule()
+        self._check_kv()
 
-    def weights_on_gpu(self, model: ModelSpec) -> float:
-        """r_w: fraction of expert weight bytes resident on the GPU."""
-        return self.resident_experts / model.num_experts
+    def _check_experts(self, model: ModelSpec) -> None:
+        limit = 0 if self.main_device is Processor.CPU else model.num_experts
+        if self.resident_experts > limit:
+            raise PolicyError(f"resident_experts {self.resident_experts}: must be at most {limit} (lower it)")
+        limit = 0 if self.ffn_device is Processor.CPU else model.num_experts - self.resident_experts
+        if self.cpu_experts > limit:
+            raise PolicyError(
+                f"cpu_experts {self.cpu_experts}: must be at most {limit} with ffn_device {self.ffn_device} and "
+                f"{self.resident_experts} experts resident (lower it)"
+            )
+
+    def _check_schedule(self) -> None:
+        devices = (self.attention_device, self.ffn_device)
+        if (self.schedule is ScheduleName.HOST) != (self.main_device is Processor.CPU):
+            wanted = ScheduleName.HOST if self.main_device is Processor.CPU else "one of the others"
+            raise PolicyError(f"schedule {self.schedule}: attention {devices[0]} and experts {devices[1]} run {wanted}")
+        required = _ATTENTION_OF.get(self.schedule)
+        if required is not None and self.attention_device is not required:
+            raise PolicyError(
+                f"schedule {self.schedule}: needs attention_device {required} (choose that, or another schedule)"
+            )
+
+    def _check_kv(self) -> None:
+        if self.schedule is ScheduleName.KV_TRANSFER:
+            return
+        expected = 1.0 if self.attention_device is Processor.GPU else 0.0
+        if self.kv_on_gpu != expected:
+            raise PolicyError(
+                f"kv_on_gpu {self.kv_on_gpu}: must be {expected} with attention_device {self.attention_device} and "
+                f"schedule {self.schedule} (only {ScheduleName.KV_TRANSFER} divides the cache)"
+            )
+
+
+_ATTENTION_OF = {
+    ScheduleName.SERIAL: Processor.CPU,
+    ScheduleName.KV_TRANSFER: Processor.GPU,
+    ScheduleName.LAYERWISE: Processor.GPU,
+}
+
+
+@record
+class PolicyGrid:
+    """Policies that share devices, schedule and formats (those of `template`) and differ in numbers: one per entry.
+
+    Costs and ledgers are formulas over a grid, so that one policy and 100,000 take the same path. Numbers and arrays of
+    one shape may be mixed; the CPU computes experts in all entries or in none.
+    """
+
+    template: Policy
+    batch_size: Reals
+    micro_batch_size: Reals
+    resident_experts: Reals
+    cpu_experts: Reals = 0.0
+    kv_on_gpu: Reals = 0.0
+
+    @classmethod
+    def of(cls, policy: Policy) -> PolicyGrid:
+        """Return the grid of one policy."""
+        return cls(
+            template=policy,
+            batch_size=float(policy.batch_size),
+            micro_batch_size=float(policy.micro_batch_size),
+            resident_experts=float(policy.resident_experts),
+            cpu_experts=float(policy.cpu_experts),
+            kv_on_gpu=policy.kv_on_gpu,
+        )
+
+    @property
+    def num_micro_batches(self) -> Reals:
+        """Micro-batches in one pass; the last may be smaller."""
+        count: Reals = np.ceil(self.batch_size / self.micro_batch_size)
+        return count
+
+    @property
+    def last_micro_batch_size(self) -> Reals:
+        """Sequences of the last micro-batch."""
+        return self.batch_size - (self.num_micro_batches - 1) * self.micro_batch_size
+
+    @property
+    def num_pages(self) -> Reals:
+        """Pages in which a layer's streamed weights cross, as `Policy.num_pages`."""
+        if self.template.schedule is ScheduleName.CGOPIPE:
+            return self.template.pages_per_layer or self.num_micro_batches
+        return 1.0
+
+    def experts_on_cpu(self, model: ModelSpec) -> Reals:
+        """Experts per MoE layer that the CPU computes."""
+        on_cpu = self.template.ffn_device is Processor.CPU
+        return model.num_experts - self.resident_experts if on_cpu else self.cpu_experts
+
+    def streamed_experts(self, model: ModelSpec) -> Reals:
+        """Experts per MoE layer whose weights cross the link in each pass."""
+        return model.num_experts - self.resident_experts - self.experts_on_cpu(model)
+
+    def take(self, index: int) -> Policy:
+        """Return entry `index` as a policy."""
+        return replace(
+            self.template,
+            batch_size=_entry(self.batch_size, index),
+            micro_batch_size=_entry(self.micro_batch_size, index),
+            resident_experts=_entry(self.resident_experts, index),
+            cpu_experts=_entry(self.cpu_experts, index),
+            kv_on_gpu=float(np.ravel(self.kv_on_gpu)[index if np.ndim(self.kv_on_gpu) else 0]),
+        )
+
+
+def _entry(numbers: Reals, index: int) -> int:
+    return int(np.ravel(numbers)[index if np.ndim(numbers) else 0])

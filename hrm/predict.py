@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
-from hrm.estimate import Fidelity, PassShape, decode_shape, prefill_shape
+import numpy as np
+
+from hrm.arrays import Reals
+from hrm.estimate import Fidelity
 from hrm.hardware import HardwareProfile
-from hrm.lanes import LaneWork, PassCosts, lane_work, pass_costs
+from hrm.interval import Interval, interval_around
+from hrm.lanes import LaneWork, PassCosts, at_step, contended, lane_work, pass_costs
 from hrm.model import ModelSpec
-from hrm.policy import Policy
+from hrm.policy import Policy, PolicyGrid
+from hrm.rates import Rates
 from hrm.records import record
 from hrm.roofline import Bound
 from hrm.schedule.catalog import build_schedule
-from hrm.schedule.simulate import simulate
+from hrm.schedule.simulator import PassLoad, Simulated, simulate_passes
 from hrm.schedule.task import Lane, Phase, TaskKind
 from hrm.workload import Workload
 
-__all__ = ["Bottleneck", "Prediction", "Times", "predict"]
+__all__ = [
+    "Bottleneck",
+    "GridTimes",
+    "JobPass",
+    "Prediction",
+    "Times",
+    "job_passes",
+    "predict",
+    "predict_grid",
+    "with_interval",
+]
 
 CONTEXT_SAMPLES = 4
 """Decode steps evaluated between the first and the last; the growing context changes costs piecewise linearly."""
+_LAST = "last_"
 
 
 @record
 class Bottleneck:
-    """The lane that sets the pace of a phase, the roof that sets the lane's, and how busy each lane is beside it."""
+    """What sets the pace of a phase: the busiest lane and the roof that sets it, and how busy each lane is beside.
+
+    `limit` names what is longer than the busiest lane where something is: `chain`, one micro-batch's way through all
+    layers with nothing to overlap it, or the rate that lanes share. Else it is `lane`. Busy shares are of the pass.
+    """
 
     lane: Lane
     bound: Bound
+    limit: str = "lane"
     busy: dict[Lane, float]
 
 
@@ -37,7 +59,8 @@ class Times:
     """Predicted seconds and rates of a whole job.
 
     `throughput` is generated tokens / (prefill + decode); `decode_throughput` counts the gen_len - 1 tokens a sequence
-    that decode makes, the first being prefill's.
+    that decode makes, the first being prefill's. A full wave has its first tokens after `time_to_first_token_s`, and a
+    further one of each sequence every `time_per_token_s`, on average over its decode.
     """
 
     prefill_s: float
@@ -45,19 +68,54 @@ class Times:
     throughput_tokens_per_s: float
     decode_throughput_tokens_per_s: float
     prefill_throughput_tokens_per_s: float
+    time_to_first_token_s: float
+    time_per_token_s: float
+
+
+@record
+class GridTimes:
+    """Predicted seconds and throughput of a whole job under each policy of a grid, as `Times`."""
+
+    prefill_s: Reals
+    decode_s: Reals
+    throughput_tokens_per_s: Reals
+    time_to_first_token_s: Reals
+    time_per_token_s: Reals
+
+
+@record
+class JobPass:
+    """Passes of a job that cost alike: how many of them one wave has and the whole job, and what the lanes do in one.
+
+    A job that does not come out even ends with a smaller wave; its passes have names that begin with `last_`.
+    """
+
+    name: str
+    phase: Phase
+    per_wave: int
+    count: Reals
+    work: LaneWork
+
+    @property
+    def in_full_wave(self) -> bool:
+        """Whether the pass belongs to a wave of the whole batch."""
+        return not self.name.startswith(_LAST)
 
 
 @record
 class Prediction:
     """A policy's prediction: times per fidelity; at the chosen one the bottleneck and the task seconds of each phase.
 
-    `task_s` adds up the tasks of a kind over the whole job, as a run reports them.
+    `task_s` adds up the tasks of a kind over the whole job, as a run reports them. `routing` says which law gave the
+    experts that a micro-batch hits. `interval` is that of the throughput at `ceiling`, moved to the chosen fidelity.
     """
 
     fidelity: Fidelity
     by_fidelity: dict[Fidelity, Times]
     bottleneck: dict[Phase, Bottleneck]
     task_s: dict[Phase, dict[TaskKind, float]]
+    routing: str = "uniform"
+    interval: Interval | None = None
 
     @property
     def times(self) -> Times:
@@ -67,23 +125,48 @@ class Prediction:
 
 @record
 class _Wave:
-    prefill_s: float
-    decode_s: float
-    prefill: LaneWork
-    decode: tuple[LaneWork, ...]
-    """Sampled decode passes; each stands for as many of the `steps` passes."""
-    steps: int
+    """One batch from its first task to its last token: prefill, then stretches of decode passes that cost the same.
+
+    With a `simulated` run its times count, else the bounds of the passes.
+    """
+
+    passes: tuple[tuple[int, LaneWork], ...]
+    simulated: Simulated | None = None
+
+    @property
+    def prefill_s(self) -> float:
+        return self.simulated.loads[0].end_s if self.simulated else float(self.passes[0][1].lower_s)
+
+    @property
+    def decode_s(self) -> float:
+        if self.simulated:
+            return self.simulated.end_s - self.prefill_s
+        return float(sum(count * work.lower_s for count, work in self.passes[1:]))
 
     def bottleneck(self) -> dict[Phase, Bottleneck]:
-        typical = {Phase.DECODE: self.decode[len(self.decode) // 2]} if self.decode else {}
-        return {phase: _bottleneck(work) for phase, work in ({Phase.PREFILL: self.prefill} | typical).items()}
+        """Return what binds prefill, and a decode pass in the middle of the generation."""
+        found = {Phase.PREFILL: _bottleneck(self.passes[0][1])}
+        if len(self.passes) > 1:
+            found[Phase.DECODE] = _bottleneck(self.passes[1 + (len(self.passes) - 1) // 2][1])
+        return (
+            found if self.simulated is None else {phase: self._as_simulated(one, phase) for phase, one in found.items()}
+        )
+
+    def _as_simulated(self, bottleneck: Bottleneck, phase: Phase) -> Bottleneck:
+        assert self.simulated is not None
+        prefill = phase is Phase.PREFILL
+        loads = self.simulated.loads[:1] if prefill else self.simulated.loads[1:]
+        whole_s = self.prefill_s if prefill else self.decode_s
+        busy = {lane: sum(load.busy_s(lane) for load in loads) / whole_s for lane in bottleneck.busy}
+        return replace(bottleneck, busy=busy)
 
     def task_s(self) -> dict[Phase, dict[TaskKind, float]]:
-        by_phase = {Phase.PREFILL: dict(self.prefill.by_kind)}
-        if self.decode:
-            share = self.steps / len(self.decode)
-            kinds = self.decode[0].by_kind
-            by_phase[Phase.DECODE] = {kind: share * sum(work.by_kind[kind] for work in self.decode) for kind in kinds}
+        """Return the seconds of each kind of task over the whole batch."""
+        by_phase: dict[Phase, dict[TaskKind, float]] = {}
+        for index, (count, work) in enumerate(self.passes):
+            sums = by_phase.setdefault(Phase.DECODE if index else Phase.PREFILL, {})
+            for kind, seconds in work.by_kind.items():
+                sums[kind] = sums.get(kind, 0.0) + count * float(seconds)
         return by_phase
 
 
@@ -117,7 +200,102 @@ def predict(
         by_fidelity=by_fidelity,
         bottleneck=chosen[0][1].bottleneck(),
         task_s=_task_s(chosen),
+        routing=workload.routing.describe(),
     )
+
+
+def with_interval(
+    prediction: Prediction, policy: Policy, model: ModelSpec, hardware: HardwareProfile, workload: Workload
+) -> Prediction:
+    """Return the prediction with the interval of its throughput, from how sure the machine's numbers are."""
+    grid, level = PolicyGrid.of(policy), Fidelity.CEILING
+
+    def on(machine: HardwareProfile) -> float:
+        return float(predict_grid(grid, model, machine, workload, level).throughput_tokens_per_s)
+
+    around = interval_around(prediction.times.throughput_tokens_per_s, hardware, on)
+    return replace(prediction, interval=around)
+
+
+def predict_grid(
+    grid: PolicyGrid, model: ModelSpec, hardware: HardwareProfile, workload: Workload, fidelity: Fidelity
+) -> GridTimes:
+    """Predict a job under each policy of a grid, at `roof` or `ceiling`: what `predict` says, for all at once."""
+    passes = job_passes(grid, model, hardware, workload, fidelity)
+    lower_s = [one.work.lower_s for one in passes]
+    prefill_s, decode_s = (
+        sum(one.count * seconds for one, seconds in zip(passes, lower_s, strict=True) if one.phase is phase)
+        for phase in (Phase.PREFILL, Phase.DECODE)
+    )
+    first_s, tokens_s = (
+        sum(
+            one.per_wave * seconds
+            for one, seconds in zip(passes, lower_s, strict=True)
+            if one.phase is phase and one.in_full_wave
+        )
+        for phase in (Phase.PREFILL, Phase.DECODE)
+    )
+    tokens = (workload.num_sequences or grid.batch_size) * workload.gen_len
+    return GridTimes(
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        throughput_tokens_per_s=tokens / (prefill_s + decode_s),
+        time_to_first_token_s=first_s,
+        time_per_token_s=tokens_s / max(workload.gen_len - 1, 1),
+    )
+
+
+def job_passes(
+    grid: PolicyGrid, model: ModelSpec, hardware: HardwareProfile, workload: Workload, fidelity: Fidelity
+) -> tuple[JobPass, ...]:
+    """Return the passes of a job under each policy of a grid, at `roof` or `ceiling`."""
+    rates, total = _rates(hardware, fidelity), workload.num_sequences
+    if total is None:
+        return tuple(_wave_passes(grid, model, rates, workload, "", 1.0))
+    whole, rest = np.divmod(total, grid.batch_size)
+    passes = list(_wave_passes(grid, model, rates, workload, "", whole))
+    if np.any(rest):
+        last = np.where(rest > 0, rest, grid.batch_size)
+        smaller = replace(grid, batch_size=last, micro_batch_size=np.minimum(grid.micro_batch_size, last))
+        passes += _wave_passes(smaller, model, rates, workload, _LAST, np.sign(rest))
+    return tuple(passes)
+
+
+def _wave_passes(
+    grid: PolicyGrid, model: ModelSpec, rates: Rates, workload: Workload, prefix: str, waves: Reals
+) -> Iterator[JobPass]:
+    for index, (per_wave, work) in enumerate(_bounds(_works(grid, model, rates, workload), rates)):
+        phase = Phase.DECODE if index else Phase.PREFILL
+        yield JobPass(
+            name=f"{prefix}{phase}" + (f"_{index}" if index else ""),
+            phase=phase,
+            per_wave=per_wave,
+            count=per_wave * waves,
+            work=work,
+        )
+
+
+def _rates(hardware: HardwareProfile, fidelity: Fidelity) -> Rates:
+    return Rates(hardware=hardware, measured=fidelity is not Fidelity.ROOF)
+
+
+def _works(grid: PolicyGrid, model: ModelSpec, rates: Rates, workload: Workload) -> list[tuple[int, PassCosts]]:
+    """Cost the prefill pass, and for each stretch of decode how many passes it has and what its middle one costs."""
+    works = [(1, pass_costs(grid, model, rates, workload, Phase.PREFILL))]
+    base: PassCosts | None = None
+    for count, step in _stretches(workload.gen_len - 1):
+        if base is None:
+            base = costs = pass_costs(grid, model, rates, workload, Phase.DECODE, step)
+        else:
+            costs = at_step(base, rates, workload, step)
+        works.append((count, costs))
+    return works
+
+
+def _bounds(works: list[tuple[int, PassCosts]], rates: Rates) -> tuple[tuple[int, LaneWork], ...]:
+    """Return what the lanes have to do in each pass, at contended rates where measured ones count."""
+    costed = [(count, contended(costs, rates) if rates.measured else costs) for count, costs in works]
+    return tuple((count, lane_work(costs, rates.shared)) for count, costs in costed)
 
 
 def _task_s(waves: list[tuple[int, _Wave]]) -> dict[Phase, dict[TaskKind, float]]:
@@ -143,9 +321,16 @@ def _resized(policy: Policy, batch_size: int) -> Policy:
 
 
 def _bottleneck(work: LaneWork) -> Bottleneck:
-    lane = work.bottleneck
-    busy = {name: seconds / work.lower_s for name, seconds in work.seconds.items()}
-    return Bottleneck(lane=lane, bound=work.bound[lane], busy=busy)
+    lane, pace_s = work.busiest, float(work.lower_s)
+    longest = {"lane": float(work.seconds[lane]), "chain": float(work.chain_s)}
+    longest |= {name: float(seconds) for name, seconds in work.shared_s.items()}
+    limit = max(longest, key=lambda name: longest[name] * (1 + 1e-9 * (name == "lane")))
+    return Bottleneck(
+        lane=lane,
+        bound=work.bound(lane),
+        limit=limit,
+        busy={name: float(seconds) / pace_s for name, seconds in work.seconds.items()},
+    )
 
 
 def _times(waves: list[tuple[int, _Wave]], workload: Workload, total: int) -> Times:
@@ -157,47 +342,24 @@ def _times(waves: list[tuple[int, _Wave]], workload: Workload, total: int) -> Ti
         throughput_tokens_per_s=total * workload.gen_len / (prefill_s + decode_s),
         decode_throughput_tokens_per_s=total * (workload.gen_len - 1) / decode_s if decode_s else 0.0,
         prefill_throughput_tokens_per_s=total * workload.mean_prompt_len / prefill_s,
+        time_to_first_token_s=waves[0][1].prefill_s,
+        time_per_token_s=waves[0][1].decode_s / max(workload.gen_len - 1, 1),
     )
 
 
 def _wave(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workload: Workload, fidelity: Fidelity) -> _Wave:
     """Predict one batch from its first task to its last token."""
-
-    def costs(shape_of: Callable[[float], PassShape]) -> PassCosts:
-        return pass_costs(policy, model, hardware, shape_of, fidelity)
-
-    prefill = costs(lambda sequences: prefill_shape(workload, sequences))
-    steps = workload.gen_len - 1
-    contexts = [workload.mean_prompt_len + 1 + step for step in _sampled_steps(steps)]
-    decode = [costs(lambda sequences, at=context: decode_shape(sequences, at)) for context in contexts]  # type: ignore[misc]
-    prefill_work = lane_work(prefill, policy, model, Phase.PREFILL)
-    decode_work = tuple(lane_work(at, policy, model, Phase.DECODE) for at in decode)
-    if fidelity is Fidelity.SIMULATED:
-        prefill_s, step_s = _simulated(policy, model, prefill, decode, sampled=steps > len(decode))
-    else:
-        prefill_s, step_s = prefill_work.lower_s, [one.lower_s for one in decode_work]
-    decode_s = steps * sum(step_s) / len(step_s) if step_s else 0.0
-    return _Wave(prefill_s=prefill_s, decode_s=decode_s, prefill=prefill_work, decode=decode_work, steps=steps)
+    rates = _rates(hardware, fidelity)
+    passes = _works(PolicyGrid.of(policy), model, rates, workload)
+    bounds = _Wave(passes=_bounds(passes, rates))
+    if fidelity is not Fidelity.SIMULATED:
+        return bounds
+    loads = [PassLoad(phase=costs.phase, work_of=costs.remembered(), count=count) for count, costs in passes]
+    return replace(bounds, simulated=simulate_passes(build_schedule(policy, model), loads, rates.shared))
 
 
-def _sampled_steps(steps: int) -> list[float]:
-    """Return up to `CONTEXT_SAMPLES` decode steps at the middles of equal stretches, so that their mean is the mean."""
+def _stretches(steps: int) -> list[tuple[int, float]]:
+    """Cut decode into stretches in which costs hardly change: how many steps each has, and its middle step (from 1)."""
     count = min(steps, CONTEXT_SAMPLES)
-    return [(index + 0.5) * steps / count - 0.5 for index in range(count)]
-
-
-def _simulated(
-    policy: Policy, model: ModelSpec, prefill: PassCosts, decode: list[PassCosts], *, sampled: bool
-) -> tuple[float, list[float]]:
-    """Simulate prefill and decode passes; a pass lasts from the end of the one before to its own.
-
-    Passes `sampled` from many are simulated twice in a row and the second counts: the first still feels what came
-    before. Where every pass is there, each is simulated once and feels it as it really will.
-    """
-    schedule = build_schedule(policy, model)
-    repeats = 2 if sampled else 1
-    passes = [(schedule.prefill, prefill.task_s)]
-    passes += [(schedule.decode, at.task_s) for at in decode for _ in range(repeats)]
-    ends = simulate(schedule.prologue, passes).pass_end_s
-    counted = range(repeats, len(ends), repeats)
-    return ends[0], [ends[index] - ends[index - 1] for index in counted]
+    ends = [round(index * steps / count) for index in range(count + 1)] if count else []
+    return [(end - first, (first + 1 + end) / 2) for first, end in pairwise(ends)]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hrm.placement import RooflineView
     from hrm.plan import Plan
     from hrm.predict import Bottleneck
+    from hrm.workload import Workload
 
 __all__ = [
     "progress",
@@ -59,9 +60,9 @@ def show_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for name in rows[0] if rows else ():
+    for index, name in enumerate(rows[0] if rows else ()):
         numeric = all(isinstance(row[name], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     _console().print(table)
@@ -110,8 +111,13 @@ def show_plan(plan: Plan) -> None:
             "attention on": policy.attention_device,
             "expert FFN on": policy.ffn_device,
             "experts resident per layer": f"{policy.resident_experts} of {plan.model.num_experts}",
+            "experts computed on the CPU": policy.experts_on_cpu(plan.model),
             "schedule": policy.schedule,
-            "weights, KV cache": f"{policy.weight_dtype}, {policy.kv_dtype}",
+            "weights, experts, KV cache": ", ".join(
+                (policy.weight_dtype, policy.expert_dtype or policy.weight_dtype, policy.kv_dtype)
+            ),
+            "job": _job(plan.workload),
+            "routing taken": plan.prediction.routing,
             "found by": _found_by(plan),
         },
     )
@@ -130,6 +136,18 @@ def show_plan(plan: Plan) -> None:
         ],
     )
     show_lines([f"{phase}: {_binds(bottleneck)}" for phase, bottleneck in plan.prediction.bottleneck.items()])
+    interval = plan.prediction.interval
+    if interval is not None:
+        show_lines([f"80 % interval of the throughput: {interval.low:.3g} to {interval.high:.3g} tokens/s"])
+
+
+def _job(workload: Workload) -> str:
+    count = workload.num_sequences or "as many sequences as the batch"
+    padded = ", padded to the longest" if workload.padded else ""
+    return (
+        f"{count}, prompts of {workload.mean_prompt_len:.4g} tokens (longest {workload.max_prompt_len}{padded}), "
+        f"{workload.gen_len} generated"
+    )
 
 
 def _emulated(spec: object | None) -> str:
@@ -154,7 +172,12 @@ def _memory_rows(plan: Plan) -> list[dict[str, str]]:
 def _binds(bottleneck: Bottleneck) -> str:
     others = sorted(bottleneck.busy.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{lane} {share:.0%}" for lane, share in others)
-    return f"the {bottleneck.lane} lane binds, by its {bottleneck.bound} roof (busy: {shares})"
+    lane = f"the {bottleneck.lane} lane, by its {bottleneck.bound} roof"
+    if bottleneck.limit == "lane":
+        return f"{lane}, binds (busy: {shares})"
+    if bottleneck.limit == "chain":
+        return f"waiting binds: one micro-batch's way through all layers, longest in {lane} (busy: {shares})"
+    return f"what lanes draw on {bottleneck.limit} together binds, before {lane} (busy: {shares})"
 
 
 def _rate(rate: Rate, show: Callable[[float], str]) -> str:
@@ -173,6 +196,9 @@ def show_profile(profile: HardwareProfile) -> None:
         where = f"{name}{f' x{level.count}' if level.count > 1 else ''}"
         capacity = f"{format_bytes(level.usable_bytes)} of {format_bytes(level.capacity_bytes)} usable"
         rows.append({"where": where, "what": "capacity", "value": capacity})
+        if level.device_class is not None:
+            cores = f", {level.cores} cores" if level.cores else ""
+            rows.append({"where": where, "what": "class", "value": f"{level.device_class}{cores}"})
         for dtype, rate in level.compute_flop_per_s.items():
             rows.append({"where": where, "what": dtype, "value": _rate(rate, format_flop_per_s)})
         bandwidths = {
@@ -184,9 +210,7 @@ def show_profile(profile: HardwareProfile) -> None:
         for what, bandwidth in bandwidths.items():
             if bandwidth is not None:
                 rows.append({"where": where, "what": what, "value": _rate(bandwidth, format_bytes_per_s)})
-    for name, link in profile.links.items():
-        what = f"{link.source} to {link.target}"
-        rows.append({"where": name, "what": what, "value": _rate(link.bytes_per_s, format_bytes_per_s)})
+    rows += _link_rows(profile)
     for table in profile.ceilings:
         best = min(seconds / rows_ for line in table.seconds for seconds, rows_ in zip(line, table.rows, strict=True))
         what = f"{table.kernel} {table.dtype}"
@@ -195,8 +219,22 @@ def show_profile(profile: HardwareProfile) -> None:
     show_table(f"{profile.label}: {profile.description}", rows)
 
 
+def _link_rows(profile: HardwareProfile) -> list[dict[str, str]]:
+    rows = []
+    for name, link in profile.links.items():
+        what = f"{link.source} to {link.target}"
+        where = f"{name}{f' x{link.paths}' if link.paths > 1 else ''}"
+        rows.append({"where": where, "what": what, "value": _rate(link.bytes_per_s, format_bytes_per_s)})
+    for name, shared in profile.shared.items():
+        what = f"shared by {', '.join(shared.drawn_by)}"
+        rows.append({"where": name, "what": what, "value": _rate(shared.bytes_per_s, format_bytes_per_s)})
+    return rows
+
+
 def show_roofline(view: RooflineView) -> None:
     """Print where each operator stands under the roofs, and the turning points."""
+    from hrm.roofline_scene import FFN, marks
+
     rows = [
         {
             "operator": placed.name,
@@ -208,17 +246,15 @@ def show_roofline(view: RooflineView) -> None:
         }
         for placed in view.operators
     ]
-    show_table(f"{view.model} on {view.hardware}, {view.phase}", rows)
-    if view.turning_points is not None:
-        points = {"P1": view.turning_points.p1, "P2": view.turning_points.p2}
-        show_lines(
-            [
-                f"{name}: {point.operational_intensity_flop_per_byte:.4g} FLOP/byte, "
-                f"{format_flop_per_s(point.attainable_flop_per_s)}"
-                + (f", N = {point.batch_size:.0f}" if point.batch_size else "")
-                for name, point in points.items()
-            ]
-        )
+    show_table(f"{view.model} on {view.hardware}, {view.shape.phase}", rows)
+    show_lines(
+        [
+            f"{mark.name}: {mark.at.operational_intensity_flop_per_byte:.4g} FLOP/byte, "
+            f"{format_flop_per_s(mark.at.attainable_flop_per_s)}"
+            + (f", N = {mark.at.batch_size:.0f}" if mark.at.batch_size else "")
+            for mark in marks(view, FFN)
+        ]
+    )
 
 
 def show_run(reports: Sequence[RunReport]) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 
+from hrm.arrays import Reals
 from hrm.dtypes import DType
 from hrm.errors import SchemaError
-from hrm.hardware import HardwareProfile, Level
+from hrm.hardware import HardwareProfile, Level, Rate
 from hrm.operators import Operator
 from hrm.records import record
 
@@ -19,6 +20,7 @@ __all__ = [
     "TurningPoints",
     "attainable",
     "balance_point",
+    "computing_rates",
     "level_bytes_per_s",
     "level_flop_per_s",
     "ridge_point",
@@ -42,11 +44,11 @@ class Attainable:
     bound: Bound
 
 
-def level_flop_per_s(level: Level, dtype: DType, *, measured: bool = False) -> float:
-    """Return the compute rate of a level's processors together for data stored as `dtype`: P_peak, or as measured.
+def computing_rates(level: Level, dtype: DType) -> list[Rate]:
+    """Return the figures at which a level's processor may compute data stored as `dtype`.
 
-    Data can always be widened, so a narrow format computes no slower than float32; without a figure of its own it
-    takes that of the other 16-bit float.
+    Data can always be widened: its own format's, or failing that a 16-bit float's, and float32's. Kernels that widen
+    quantised weights on a CPU use its vector units (float32's figure) and not the matrix units that some have.
 
     Raises
     ------
@@ -54,18 +56,24 @@ def level_flop_per_s(level: Level, dtype: DType, *, measured: bool = False) -> f
         When the level has no processor, or no figure that could stand in.
     """
     rates = level.compute_flop_per_s
-    own = [name for name in (dtype, DType.BFLOAT16, DType.FLOAT16) if name in rates][:1]
-    usable = [DType.FLOAT32] if dtype is DType.FLOAT32 else [*own, DType.FLOAT32]
-    figures = [rates[name].ceiling if measured else rates[name].roof for name in usable if name in rates]
+    on_vectors = dtype.is_quantized and level.cores is not None
+    wider = () if on_vectors and DType.FLOAT32 in rates else (DType.BFLOAT16, DType.FLOAT16)
+    own = [name for name in (dtype, *wider) if name in rates][:1]
+    names = [DType.FLOAT32] if dtype is DType.FLOAT32 else [*own, DType.FLOAT32]
+    figures = [rates[name] for name in names if name in rates]
     if not figures:
         raise SchemaError(f"{level.description}: compute_flop_per_s has no figure for {dtype} (add one)")
-    return max(figures) * level.count
+    return figures
 
 
-def level_bytes_per_s(level: Level, *, measured: bool = False) -> float:
-    """Return the rate at which a level's processors together read its memory: B_peak, or as measured."""
-    rate = level.read_bytes_per_s
-    return (rate.ceiling if measured else rate.roof) * level.count
+def level_flop_per_s(level: Level, dtype: DType) -> float:
+    """Return P_peak: the compute roof of a level's processors together for data stored as `dtype`."""
+    return max(rate.roof for rate in computing_rates(level, dtype)) * level.count
+
+
+def level_bytes_per_s(level: Level) -> float:
+    """Return B_peak: the roof at which a level's processors together read its memory."""
+    return level.read_bytes_per_s.roof * level.count
 
 
 def ridge_point(level: Level, dtype: DType) -> float:
@@ -82,7 +90,7 @@ def attainable(
     the whole batch and not only the micro-batch that the operator was counted for.
     """
     place = hardware.level(level)
-    roofs = {
+    roofs: dict[Bound, Reals] = {
         Bound.COMPUTE: level_flop_per_s(place, operator.dtype),
         Bound.MEMORY: level_bytes_per_s(place) * operator.operational_intensity,
     }
@@ -90,13 +98,13 @@ def attainable(
         link = _link(hardware, source, level)
         roofs[Bound.CROSS_LEVEL] = link * operator.fetched_intensity * batch_ratio
     bound = min(roofs, key=lambda name: roofs[name])
-    return Attainable(flop_per_s=roofs[bound], bound=bound)
+    return Attainable(flop_per_s=float(roofs[bound]), bound=bound)
 
 
 def _link(hardware: HardwareProfile, source: str, target: str) -> float:
     for link in hardware.links.values():
         if (link.source, link.target) == (source, target):
-            return link.bytes_per_s.roof
+            return link.bytes_per_s.roof * link.paths
     raise SchemaError(f"{hardware.name}: links: none leads from {source} to {target} (add one)")
 
 
@@ -128,19 +136,18 @@ def turning_points(
     """Return the turning points of an operator counted for one micro-batch.
 
     P1 is where computing at the slow level attains as much as fetching over the link does; above the slow level's
-    ridge that is P_peak^j / B^{j,i}, below it the link would have to be faster than the slow level's memory. P2 is
+    ridge that is P_peak^j / B^{j,i}, below it the link would have to be faster than the slow level's memory; 0 where
+    nothing computes at the slow level, a disk. P2 is
     where the kernel at this micro-batch, min(P_peak^i, B^i·I^i), meets the link. `batch_size` is the N from which on
     the bytes fetched once for the whole batch, those of `for_batch(N)`, reach the intensity; only for operators whose
     weights a batch shares.
     """
     link = _link(hardware, slow, fast)
     slow_level, fast_level = hardware.level(slow), hardware.level(fast)
-    first = level_flop_per_s(slow_level, operator.dtype) / link
-    if level_bytes_per_s(slow_level) < link:
-        first = 0.0
-    kernel = min(
-        level_flop_per_s(fast_level, operator.dtype), level_bytes_per_s(fast_level) * operator.operational_intensity
-    )
+    computes_there = slow_level.compute_flop_per_s and level_bytes_per_s(slow_level) >= link
+    first = level_flop_per_s(slow_level, operator.dtype) / link if computes_there else 0.0
+    memory = float(level_bytes_per_s(fast_level) * operator.operational_intensity)
+    kernel = min(level_flop_per_s(fast_level, operator.dtype), memory)
     counted = for_batch if operator.weight_bytes else None
     return TurningPoints(p1=_point(first, link, counted), p2=_point(kernel / link, link, counted))
 
@@ -177,6 +184,6 @@ def balance_point(
     It is P2 while the kernel is bound by memory; where compute binds, its height is the compute roof's.
     """
     fast_level, link = hardware.level(fast), _link(hardware, slow, fast)
-    memory = level_bytes_per_s(fast_level) * operator.operational_intensity
+    memory = float(level_bytes_per_s(fast_level) * operator.operational_intensity)
     point = _point(memory / link, link, for_batch if operator.weight_bytes else None)
     return replace(point, attainable_flop_per_s=min(memory, level_flop_per_s(fast_level, operator.dtype)))

@@ -6,6 +6,11 @@ temporary is counted in float32.
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
+
+from hrm.arrays import Reals
 from hrm.model import ModelSpec
 
 __all__ = [
@@ -25,36 +30,42 @@ _FLOAT32_BYTES = 4
 _ALIGNMENT_BYTES = 64
 
 
-def linear_workspace_bytes(rows: int, inputs: int, outputs: int) -> int:
+def linear_workspace_bytes(rows: Reals, inputs: int, outputs: int) -> Reals:
     """Bound the workspace that a product of `rows` x `inputs` by a weight takes beside its operand and result."""
-    rows = min(rows, ROWS_AT_A_TIME)
+    rows = np.minimum(rows, ROWS_AT_A_TIME)
     piece = max(1, min(outputs, PIECE_ELEMENTS // inputs)) * inputs
     return _FLOAT32_BYTES * (rows * (inputs + outputs) + piece) + 4 * _ALIGNMENT_BYTES
 
 
-def experts_workspace_bytes(tokens: int, hidden: int, intermediate: int, num_experts: int) -> int:
+def experts_workspace_bytes(tokens: Reals, hidden: int, intermediate: int, num_experts: int) -> Reals:
     """Bound the workspace of the experts of a layer: the sum, and one expert's rows, whatever the routing."""
-    rows = min(tokens, ROWS_AT_A_TIME)
+    rows = np.minimum(tokens, ROWS_AT_A_TIME)
     gathered = _FLOAT32_BYTES * 2 * rows * (hidden + intermediate)
-    pieces = max(linear_workspace_bytes(0, hidden, 2 * intermediate), linear_workspace_bytes(0, intermediate, hidden))
+    pieces = np.maximum(
+        linear_workspace_bytes(0, hidden, 2 * intermediate), linear_workspace_bytes(0, intermediate, hidden)
+    )
     routing = _FLOAT32_BYTES * tokens * num_experts + linear_workspace_bytes(tokens, hidden, num_experts)
     sums = _FLOAT32_BYTES * 2 * tokens * hidden
-    return sums + max(gathered + pieces, routing) + 8 * _ALIGNMENT_BYTES
+    widest: Reals = np.maximum(gathered + pieces, routing)
+    return sums + widest + 8 * _ALIGNMENT_BYTES
 
 
-def workspace_bytes(model: ModelSpec, tokens: int, sequences: int) -> int:
+def workspace_bytes(model: ModelSpec, tokens: Reals, sequences: Reals) -> Reals:
     """Bound the workspace of a micro-batch of so many tokens and sequences: its largest stage.
 
-    The stages are pre-attention, the output projection, the experts, the head, and prefill's keys and values.
+    The stages are pre-attention, the output projection, the FFN, the head, and prefill's keys and values.
     """
-    hidden, query, joint = model.hidden_size, model.query_size, model.query_size + 2 * model.kv_size
+    hidden, query, cache = model.hidden_size, model.query_size, model.cache_width
+    joint = sum(outputs for _, outputs in model.attention_projections)
+    ffn = max(model.intermediate_size, model.dense_intermediate_size, model.shared_intermediate_size)
     wide = _FLOAT32_BYTES * tokens
     stages = (
-        wide * (hidden + joint + query + 2 * model.kv_size) + linear_workspace_bytes(tokens, hidden, joint),
-        wide * hidden + linear_workspace_bytes(tokens, query, hidden),
-        wide * hidden + experts_workspace_bytes(tokens, hidden, model.intermediate_size, model.num_experts),
+        wide * (hidden + joint + query + cache) + linear_workspace_bytes(tokens, hidden, joint),
+        wide * hidden + linear_workspace_bytes(tokens, model.output_projection[0], hidden),
+        wide * hidden + experts_workspace_bytes(tokens, hidden, ffn, model.num_experts),
         _FLOAT32_BYTES * sequences * (2 * hidden + model.vocab_size)
         + linear_workspace_bytes(0, hidden, model.vocab_size),
-        2 * wide * (hidden + model.kv_size),
+        wide * (2 * hidden + cache),
     )
-    return max(stages) + 16 * _ALIGNMENT_BYTES
+    largest: Reals = functools.reduce(np.maximum, stages)
+    return largest + 16 * _ALIGNMENT_BYTES

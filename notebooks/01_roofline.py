@@ -30,6 +30,7 @@ from IPython.display import Image
 
 from hrm import DType, load_model, load_profile, ridge_point
 from hrm.device.opening import open_backend
+from hrm.layer_operators import Shape
 from hrm.microbench.profile import profile_machine
 from hrm.placement import place_operators
 from hrm.plot import draw_roofline
@@ -42,8 +43,8 @@ pictures = Path(tempfile.mkdtemp())
 
 def place(hardware, batch_size, micro_batch_size, dtype=DType.FLOAT16, kv_dtype=None, context_len=512):
     sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "context_len": context_len}
-    formats = {"weight_dtype": dtype, "kv_dtype": kv_dtype or dtype}
-    return place_operators(mixtral, hardware, Phase.DECODE, **sizes, **formats)
+    shape = Shape(phase=Phase.DECODE, **sizes, weight_dtype=dtype, kv_dtype=kv_dtype or dtype)
+    return place_operators(mixtral, hardware, shape)
 
 
 def rows_of(view):

@@ -1,35 +1,26 @@
-"""The bundled profiles: they load, answer to their names, and say where each number comes from."""
+"""The bundled profiles: they load, answer to their names, say where each number comes from and agree with the facts."""
 
+import json
+import os
 import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from hrm.cli.machine import hardware_app
 from hrm.dtypes import DType
 from hrm.files import read_yaml, to_plain
 from hrm.hardware import bundled_profiles, load_profile
+from hrm.provenance import check_provenance
 from hrm.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
+FACTS = ROOT.parent / "shared" / "facts" / "hardware.yaml"
+"""Published hardware facts, by id."""
 PROFILES = {path.stem: path for path in bundled_profiles()}
-SOURCES = ("datasheet ", "inferred ", "measured ", "published ")
-
-
-def numbers(value, path=""):
-    """Yield the dotted path of each number below `value`; a list counts as one."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield from numbers(entry, f"{path}.{key}" if path else key)
-    elif isinstance(value, int | float | list) and not isinstance(value, bool):
-        yield path
-
-
-def covers(source, path):
-    return path == source or path.startswith(f"{source}.")
-
-
-def test_number_finder_sees_nested_numbers_and_lists():
-    assert list(numbers({"a": {"b": 1, "c": "text"}, "d": [1, 2]})) == ["a.b", "d"]
+MACHINES = {stem: load_profile(path) for stem, path in PROFILES.items()}
+README = (ROOT / "hardware_profiles" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(params=PROFILES)
@@ -41,24 +32,15 @@ def test_profile_answers_to_its_file_name(name):
     assert load_profile(name).name == name
 
 
-def test_every_number_has_a_source(name):
-    document = read_yaml(PROFILES[name])
-    sources = document["provenance"]
-
-    stated = [
-        path for part in ("levels", "links", "ceilings", "contention") for path in numbers(document.get(part), part)
-    ]
-
-    assert [path for path in stated if not any(covers(source, path) for source in sources)] == []
+def test_every_number_has_a_source_and_every_source_a_number(name):
+    check_provenance(MACHINES[name], name)
 
 
-def test_every_source_belongs_to_a_number_and_says_its_kind(name):
-    document = read_yaml(PROFILES[name])
-    stated = list(numbers({key: value for key, value in document.items() if key != "provenance"}))
+def test_every_level_has_a_class_and_every_cpu_its_cores(name):
+    levels = MACHINES[name].levels
 
-    for path, source in document["provenance"].items():
-        assert any(covers(path, number) for number in stated), path
-        assert source.startswith(SOURCES), path
+    assert [level.description for level in levels.values() if level.device_class is None] == []
+    assert levels["cpu"].cores or "case-study" in name
 
 
 def test_no_measurement_beats_its_datasheet(name):
@@ -74,30 +56,109 @@ def test_no_measurement_beats_its_datasheet(name):
 
 
 def test_figures_are_of_a_plausible_size(name):
-    machine = load_profile(name)
-    cpu, gpu = machine.level("cpu"), machine.level("gpu")
+    machine = MACHINES[name]
+    cpu = machine.level("cpu")
+    host_bytes, host_bytes_per_s = cpu.usable_bytes * cpu.count, cpu.read_bytes_per_s.roof * cpu.count
 
-    assert 4 * GIB <= gpu.usable_bytes <= gpu.capacity_bytes <= 96 * GIB
-    assert gpu.capacity_bytes < cpu.usable_bytes <= cpu.capacity_bytes <= 4096 * GIB
-    assert machine.link("h2d").bytes_per_s.roof < cpu.read_bytes_per_s.roof < gpu.read_bytes_per_s.roof * gpu.count
-    assert cpu.compute_flop_per_s[DType.FLOAT32].roof < gpu.compute_flop_per_s[DType.FLOAT16].roof * gpu.count
+    assert 16 * GIB <= host_bytes <= cpu.capacity_bytes * cpu.count <= 4096 * GIB
+    for way, link in machine.links.items():
+        assert link.bytes_per_s.roof * link.paths < host_bytes_per_s, way
+    if machine.has_gpu:
+        gpu = machine.level("gpu")
+        assert 4 * GIB <= gpu.usable_bytes <= gpu.capacity_bytes <= 96 * GIB
+        assert gpu.capacity_bytes * gpu.count < host_bytes
+        assert host_bytes_per_s < gpu.read_bytes_per_s.roof * gpu.count
+        assert max(rate.roof for rate in cpu.compute_flop_per_s.values()) < gpu.compute_flop_per_s[DType.FLOAT16].roof
 
 
-def test_aliases_are_unique_and_load():
+def test_names_and_aliases_are_unique_and_load():
     taken = list(PROFILES)
-    for stem, path in PROFILES.items():
-        for alias in read_yaml(path).get("aliases", ()):
+    for stem, machine in MACHINES.items():
+        for alias in machine.aliases:
             assert load_profile(alias).name == stem
             taken.append(alias)
 
     assert len(taken) == len(set(taken))
 
 
-def test_every_profile_is_in_the_table_of_its_folder():
-    table = (ROOT / "hardware_profiles" / "README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE)
+def test_the_table_of_the_folder_lists_every_profile_as_it_is():
+    rows = re.findall(r"^\| `(.+?)` \| (.*?) ?\| (.+?) \|$", README, flags=re.MULTILINE)
 
-    assert listed == sorted(PROFILES)
+    assert rows == [
+        (stem, ", ".join(machine.aliases), machine.description) for stem, machine in sorted(MACHINES.items())
+    ]
+
+
+def test_the_listing_shows_cards_memory_and_paths():
+    listed = json.loads(CliRunner().invoke(hardware_app, ["list", "--json"]).stdout)["profiles"]
+    row = next(row for row in listed if row["name"] == "xeon-8592-4xl40s")
+
+    assert [row["name"] for row in listed] == list(PROFILES)
+    assert (row["aliases"], row["gpu"], row["link"]) == (["L40S-4x"], "4 x NVIDIA L40S", "4 x 31.5 GB/s")
+    assert row["memory"] == "2 x 1 TiB + 4 x 48 GiB"
+
+
+@pytest.fixture(scope="module")
+def facts():
+    if not FACTS.is_file() and "CI" not in os.environ:
+        pytest.skip(f"needs {FACTS.relative_to(ROOT.parent)} beside the checkout")
+    return read_yaml(FACTS)
+
+
+def test_every_machine_of_the_facts_answers_to_its_id(facts):
+    aliases = {alias for machine in MACHINES.values() for alias in machine.aliases}
+
+    assert set(facts) - aliases == set()
+
+
+def agrees(fact, *values):
+    """A fact that is null agrees with anything; one that is not, with either of a rate's figures."""
+    return fact is None or any(value == pytest.approx(fact, rel=0.01) for value in values if value)
+
+
+def figures(rate):
+    return rate.peak, rate.measured.median if rate.measured else None
+
+
+def test_hosts_agree_with_the_facts_where_they_state_a_number(facts):
+    for alias, fact in facts.items():
+        cpu = load_profile(alias).level("cpu")
+
+        assert agrees(fact["ram_bytes"], cpu.capacity_bytes * cpu.count), alias
+        assert cpu.cores is not None
+        assert agrees(fact["cpu_cores"], cpu.cores * cpu.count), alias
+        rates = [rate * cpu.count for rate in figures(cpu.read_bytes_per_s) if rate]
+        assert agrees(fact["cpu_mem_bw_Bps"], *rates), alias
+
+
+def test_cards_agree_with_the_facts(facts):
+    for alias, fact in facts.items():
+        gpu = load_profile(alias).levels.get("gpu")
+        if gpu is None or " + " in fact["gpu"]:
+            continue  # not stated; two unlike cards, which are one equivalent device here
+
+        assert gpu.count == fact["gpus"], alias
+        assert agrees(fact["gpu_mem_bytes"], gpu.capacity_bytes, gpu.usable_bytes), alias
+        assert agrees(fact["gpu_bw_Bps"], gpu.read_bytes_per_s.peak), alias
+        assert agrees(fact.get("gpu_bw_Bps_measured"), *figures(gpu.read_bytes_per_s)), alias
+        assert agrees(fact["gpu_fp16_flops"], gpu.compute_flop_per_s[DType.FLOAT16].peak), alias
+
+
+def test_links_agree_with_the_facts(facts):
+    for alias, fact in facts.items():
+        machine = load_profile(alias)
+        if machine.has_gpu and " + " not in fact["gpu"]:
+            rate = machine.link("h2d").bytes_per_s
+            assert agrees(fact["pcie_Bps_theoretical"], rate.peak), alias
+            assert agrees(fact.get("pcie_Bps_measured"), *figures(rate)), alias
+
+
+def test_cards_that_share_the_host_link_have_one_path():
+    """MoE-Lightning's T4 machines (S6 to S9), and its planner: tensor parallelism does not multiply the host's link."""
+    for name in ("S6", "S7", "S8", "S9", "a100-80gb-case-study-2x"):
+        machine = load_profile(name)
+        assert machine.level("gpu").count > 1
+        assert {machine.link("h2d").paths, machine.link("d2h").paths} == {1}
 
 
 def test_case_study_keeps_the_numbers_of_the_paper():

@@ -188,7 +188,7 @@ def test_emulated_profile_says_its_sources_and_reads_back_as_written(tmp_path):
     for name, pace in (("h2d", 2e8), ("d2h", 1e8)):
         rate = loaded.link(name).bytes_per_s
         assert rate.peak == pace
-        assert rate.ceiling <= pace
+        assert rate.measured.median <= pace
     assert {(table.kernel, table.level) for table in loaded.ceilings} == {("projection", "cpu"), ("projection", "gpu")}
     assert set(loaded.contention) == {"cpu", "gpu", "h2d", "d2h"}
     assert all(0 < share <= 1 for share in loaded.contention.values())
@@ -215,4 +215,4 @@ def test_host_profile_has_no_device():
     assert (profile.device, profile.has_gpu, profile.links, profile.emulated) == ("none", False, {}, None)
     level = profile.level("cpu")
     assert level.usable_bytes < level.capacity_bytes
-    assert level.compute_flop_per_s[DType.FLOAT32].ceiling > 1e8
+    assert level.compute_flop_per_s[DType.FLOAT32].measured.median > 1e8

@@ -12,7 +12,7 @@ from hrm.errors import SchemaError
 from hrm.hardware import load_profile
 from hrm.model_config import load_model
 from hrm.roofline import Bound, attainable, balance_point, level_flop_per_s, ridge_point, turning_points
-from tests.machines import cpu_only, level, machine, machines, model
+from tests.machines import cpu_only, level, machine, machines, model, rate
 
 MU = 128
 PAPER = 0.01
@@ -142,6 +142,27 @@ def test_processors_of_a_level_multiply():
 def test_narrow_formats_compute_no_slower_than_float32():
     for dtype in DType:
         assert level_flop_per_s(level(1e9, 1e9), dtype) == 1e9
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cores", "expected"),
+    [
+        (DType.FLOAT32, None, 1e9),
+        (DType.BFLOAT16, None, 8e9),
+        (DType.FLOAT16, None, 8e9),
+        (DType.INT8, None, 16e9),
+        (DType.INT4, None, 8e9),
+        (DType.INT4, 8, 1e9),
+        (DType.INT8, 8, 16e9),
+        (DType.BFLOAT16, 8, 8e9),
+    ],
+    ids=str,
+)
+def test_data_is_computed_in_its_own_format_or_a_wider_one(dtype, cores, expected):
+    """Cores widen what is quantised in their vector units; float32 is never narrowed."""
+    peaks = {DType.FLOAT32: rate(1e9), DType.BFLOAT16: rate(8e9), DType.INT8: rate(16e9)}
+
+    assert level_flop_per_s(replace(level(1e9, 1e9), cores=cores, compute_flop_per_s=peaks), dtype) == expected
 
 
 def test_a_level_without_a_processor_is_named():

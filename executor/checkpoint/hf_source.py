@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from executor.checkpoint.content import TOKEN_IDS, Content, check_tensors
+from executor.supported import check_model
 from hrm.dtypes import DType
 from hrm.errors import FileError, ModelError
 from hrm.files import read_json
@@ -45,9 +46,10 @@ def open_hf_folder(folder: Path) -> Iterator[Content]:
         When the model is not a plain dense Llama (Mistral without a sliding window is one).
     """
     config = read_json(folder / "config.json")
-    if config.get("model_type") == "mistral":
-        config["model_type"] = "llama"
     spec = from_hf_config(config, name=folder.name, where=str(folder / "config.json"))
+    if spec.family == "mistral":
+        spec = replace(spec, family="llama")
+    check_model(spec)
     if spec.family != "llama":
         raise ModelError(f"{folder}: is a {spec.family} checkpoint already (give a dense Llama-family one)")
     with ExitStack() as stack:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrm.cli.options import Json
+
+if TYPE_CHECKING:
+    from hrm.hardware import HardwareProfile
 
 __all__ = ["hardware_app", "profile"]
 
@@ -58,11 +61,29 @@ def list_hardware(json: Json = False) -> None:
     from hrm.hardware import bundled_profiles, load_profile
     from hrm.report import show_json, show_table
 
-    rows = [
-        {"name": found.name, "aliases": ", ".join(found.aliases), "description": found.description}
-        for found in (load_profile(path) for path in bundled_profiles())
-    ]
-    show_json({"profiles": rows}) if json else show_table("bundled profiles", rows)
+    found = [load_profile(path) for path in bundled_profiles()]
+    if json:
+        more = [{"aliases": machine.aliases, "description": machine.description} for machine in found]
+        show_json({"profiles": [_row(machine) | rest for machine, rest in zip(found, more, strict=True)]})
+    else:
+        show_table("bundled profiles", [_row(machine) for machine in found])
+
+
+def _row(machine: HardwareProfile) -> dict[str, object]:
+    from hrm.units import format_bytes, format_bytes_per_s
+
+    levels, link = machine.levels, machine.links.get("h2d")
+    return {
+        "name": machine.name,
+        "aliases": ", ".join(machine.aliases),
+        **{name: _times(at.count, at.description) if (at := levels.get(name)) else "" for name in ("cpu", "gpu")},
+        "memory": " + ".join(_times(level.count, format_bytes(level.capacity_bytes)) for level in levels.values()),
+        "link": _times(link.paths, format_bytes_per_s(link.bytes_per_s.roof)) if link else "",
+    }
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} x {what}" if count > 1 else what
 
 
 @hardware_app.command("show")
@@ -78,9 +99,11 @@ def show(name: Annotated[str, typer.Argument(help="Bundled name, alias or profil
 
 @hardware_app.command("validate")
 def validate(file: Annotated[Path, typer.Argument(help="Profile YAML.")], json: Json = False) -> None:
-    """Check a profile against the schema."""
+    """Check a profile against the schema, and that every number in it has a source."""
     from hrm.hardware import load_profile
+    from hrm.provenance import check_provenance
     from hrm.report import show_json
 
     found = load_profile(file)
+    check_provenance(found, str(file))
     show_json({"valid": True, "name": found.name}) if json else typer.echo(f"{file}: valid")

@@ -8,7 +8,7 @@ from typing import Any, cast
 import typer
 from typer.main import get_command
 
-from hrm.cli import checkpoint, demo, machine, model, planning, running
+from hrm.cli import checkpoint, demo, explaining, machine, model, planning, predicting, roofline, running
 from hrm.errors import HrmError
 
 __all__ = ["app", "main"]
@@ -24,9 +24,10 @@ app = typer.Typer(
 app.command("profile")(machine.profile)
 app.add_typer(machine.hardware_app, name="hardware")
 app.add_typer(model.model_app, name="model")
-app.command("roofline")(planning.roofline)
+app.command("roofline")(roofline.roofline)
 app.command("solve")(planning.solve)
-app.command("predict")(planning.predict)
+app.command("predict")(predicting.predict)
+app.command("explain")(explaining.explain)
 app.command("run")(running.run)
 app.command("compare")(running.compare)
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +11,17 @@ import typer
 
 from hrm.dtypes import DType
 from hrm.errors import HrmError
+from hrm.estimate import Fidelity
+from hrm.policy import Staging
 
 if TYPE_CHECKING:
     from hrm.model import ModelSpec
+    from hrm.routing import Routing
     from hrm.workload import Workload
 
 __all__ = [
+    "ExpertDType",
+    "FidelityOption",
     "GenLen",
     "HardwareName",
     "Json",
@@ -22,9 +29,12 @@ __all__ = [
     "MaxPromptLen",
     "ModelName",
     "NumSequences",
+    "Padded",
     "PromptLen",
     "Prompts",
     "RamLimit",
+    "RoutingOption",
+    "StagingOption",
     "TokenizerFolder",
     "WeightDType",
     "parse_bytes",
@@ -33,7 +43,7 @@ __all__ = [
 
 ModelName = Annotated[str, typer.Option("--model", help="Bundled name, checkpoint folder or Hugging Face config.json.")]
 HardwareName = Annotated[str, typer.Option("--hardware", help="Bundled profile, alias, or profile YAML.")]
-PromptLen = Annotated[int | None, typer.Option("--prompt-len", min=1, help="Mean prompt length in tokens.")]
+PromptLen = Annotated[float | None, typer.Option("--prompt-len", min=1, help="Mean prompt length in tokens.")]
 MaxPromptLen = Annotated[int | None, typer.Option("--max-prompt-len", min=1, help="Longest prompt in tokens.")]
 Prompts = Annotated[Path | None, typer.Option("--prompts", help="Prompts as JSONL, instead of --prompt-len.")]
 TokenizerFolder = Annotated[
@@ -41,8 +51,21 @@ TokenizerFolder = Annotated[
 ]
 GenLen = Annotated[int, typer.Option("--gen-len", min=1, help="Tokens to generate per sequence.")]
 NumSequences = Annotated[int | None, typer.Option("--num-sequences", min=1, help="Sequences in the job.")]
-WeightDType = Annotated[DType | None, typer.Option("--weight-dtype", help="Format of weights; default the model's.")]
-KvDType = Annotated[DType | None, typer.Option("--kv-dtype", help="Format of the KV cache; default that of weights.")]
+WeightDType = Annotated[
+    DType | None, typer.Option("--weight-dtype", case_sensitive=False, help="Format of weights; default the model's.")
+]
+ExpertDType = Annotated[
+    DType | None, typer.Option("--expert-dtype", case_sensitive=False, help="Format of routed experts, if another.")
+]
+KvDType = Annotated[
+    DType | None, typer.Option("--kv-dtype", case_sensitive=False, help="Format of the KV cache; default 16 bits.")
+]
+Padded = Annotated[bool, typer.Option("--padded", help="Prompts are padded to the longest.")]
+RoutingOption = Annotated[
+    str | None, typer.Option("--routing", help="uniform, zipf:EXPONENT, or a trace file that a run recorded.")
+]
+StagingOption = Annotated[Staging, typer.Option("--staging", help="Where streamed weights lie in host memory.")]
+FidelityOption = Annotated[Fidelity, typer.Option("--fidelity", help="Which prediction to headline.")]
 RamLimit = Annotated[str | None, typer.Option("--ram-limit", help="Host memory to keep to, such as 12GiB.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
@@ -72,11 +95,13 @@ def workload_of(
     model: ModelSpec,
     *,
     gen_len: int,
-    prompt_len: int | None,
+    prompt_len: float | None,
     max_prompt_len: int | None,
     num_sequences: int | None,
     prompts: Path | None,
     tokenizer: Path | None,
+    padded: bool = False,
+    routing: str | None = None,
 ) -> Workload:
     """Describe the job by lengths, or by a file of prompts and the tokenizer that reads them.
 
@@ -98,7 +123,7 @@ def workload_of(
         assert prompt_len is not None
         workload = Workload(
             mean_prompt_len=float(prompt_len),
-            max_prompt_len=max_prompt_len or prompt_len,
+            max_prompt_len=max_prompt_len or math.ceil(prompt_len),
             gen_len=gen_len,
             num_sequences=num_sequences,
         )
@@ -107,7 +132,24 @@ def workload_of(
             f"--gen-len {gen_len}: with prompts up to {workload.max_prompt_len} tokens this exceeds the model's "
             f"{model.max_position_embeddings} positions (shorten one)"
         )
-    return workload
+    return replace(workload, padded=padded, routing=_routing_of(routing, model))
+
+
+def _routing_of(text: str | None, model: ModelSpec) -> Routing:
+    """Read `uniform`, `zipf:EXPONENT`, or the name of a trace file."""
+    from hrm.routing import UNIFORM, Routing, RoutingLaw
+
+    if text is None or text == RoutingLaw.UNIFORM:
+        return UNIFORM
+    if not text.startswith("zipf:"):
+        return Routing.from_trace(text, model)
+    try:
+        exponent = float(text.removeprefix("zipf:"))
+    except ValueError:
+        exponent = -1.0
+    if not 0 <= exponent < 10:
+        raise HrmError(f"--routing {text}: no exponent (write a number from 0 to 10, such as zipf:1.0)")
+    return Routing(law=RoutingLaw.SKEWED, exponent=exponent)
 
 
 def _workload_of_prompts(prompts: Path, tokenizer: Path | None, gen_len: int) -> Workload:

@@ -1,23 +1,25 @@
-"""Contention: the share of its own rate that a lane keeps while the other lanes are busy."""
+"""Contention: the share of its rate that a lane keeps beside busy ones, and the memory rate that all have together."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from hrm.device.backend import Event
 from hrm.dtypes import DType
+from hrm.hardware import Rate, SharedRate
 from hrm.microbench.bench import Bench
 from hrm.microbench.compute import product
 from hrm.microbench.links import copy_work
-from hrm.microbench.measure import MIN_ROUNDS, clean_rounds
+from hrm.microbench.measure import MIN_ROUNDS, clean_rounds, summary
 from hrm.schedule.task import Lane
 from hrm.units import MIB
 
-__all__ = ["contention"]
+__all__ = ["contention", "shared_host_memory"]
 
 _READ_BYTES, _READ_CHUNKS = 32 * MIB, 8
 _COPY_BYTES = MIB // 2
@@ -46,6 +48,54 @@ def contention(bench: Bench) -> dict[str, float]:
     return shares
 
 
+def shared_host_memory(bench: Bench) -> SharedRate:
+    """Measure the bytes/s that lanes draw from host memory together: the CPU reads, the link brings data up.
+
+    An emulated device's memory is host memory too: then its lane reads as well, and a copy reads and writes there.
+    """
+    on_host = bench.backend.device.type == "cpu"
+    crossing = 2.0 if on_host else 1.0
+    drawn_by = {Lane.CPU: 1.0, Lane.H2D: crossing, Lane.D2H: crossing, Lane.PIN: 2.0}
+    cases = {Lane.CPU: (float(_read_bytes(bench, Lane.CPU)), _reader(bench, Lane.CPU))}
+    copy_bytes = _copy_bytes(bench)
+    cases[Lane.H2D] = (float(copy_bytes), copy_work(bench, Lane.H2D, copy_bytes))
+    if on_host:
+        drawn_by[Lane.GPU] = 1.0
+        cases[Lane.GPU] = (float(_read_bytes(bench, Lane.GPU)), _reader(bench, Lane.GPU))
+    works = {lane: work for lane, (_, work) in cases.items()}
+    window_s = 0.12 if bench.quick else 0.4
+    counts = {lane: math.ceil(window_s / bench.seconds(lane, work)) for lane, work in works.items()}
+
+    def total_bytes_per_s() -> float:
+        spans = _overlapping(_run(bench, works, counts))
+        return sum(
+            drawn_by[lane] * amount / statistics.median(_durations(spans[lane])) for lane, (amount, _) in cases.items()
+        )
+
+    rounds = clean_rounds(total_bytes_per_s, rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s)
+    return SharedRate(
+        bytes_per_s=Rate(measured=summary(rounds)), drawn_by={str(lane): share for lane, share in drawn_by.items()}
+    )
+
+
+def _read_bytes(bench: Bench, lane: Lane) -> int:
+    return (
+        _READ_BYTES if lane is Lane.CPU else min(_READ_BYTES, bench.backend.memory_capacity_bytes // 4 // _READ_CHUNKS)
+    )
+
+
+def _reader(bench: Bench, lane: Lane) -> Work:
+    """Make the work of reading a piece of a buffer too large for caches, the next one each time."""
+    shape = (_READ_CHUNKS, _read_bytes(bench, lane) // 4)
+    whole = torch.empty(shape) if lane is Lane.CPU else bench.backend.empty(shape, torch.float32)
+    chunks = itertools.cycle(whole.fill_(1.0))
+    return lambda: next(chunks).sum()
+
+
+def _copy_bytes(bench: Bench) -> int:
+    return min(_COPY_BYTES, bench.backend.memory_capacity_bytes // 8)
+
+
 def _round(bench: Bench, works: Mapping[Lane, Work], counts: Mapping[Lane, int]) -> dict[Lane, _AloneTogether]:
     few = {lane: max(2, count // 3) for lane, count in counts.items()}
     alone = {lane: _durations(_run(bench, {lane: work}, few)[lane]) for lane, work in works.items()}
@@ -60,11 +110,9 @@ def _without(works: Mapping[Lane, Work], left_out: Lane) -> dict[Lane, Work]:
 
 
 def _lane_works(bench: Bench) -> dict[Lane, Work]:
-    buffer = torch.ones(_READ_CHUNKS, _READ_BYTES // 4)
-    chunks = itertools.cycle(buffer)
-    copy_bytes = min(_COPY_BYTES, bench.backend.memory_capacity_bytes // 8)
+    copy_bytes = _copy_bytes(bench)
     return {
-        Lane.CPU: lambda: next(chunks).sum(),
+        Lane.CPU: _reader(bench, Lane.CPU),
         Lane.GPU: product(bench, Lane.GPU, DType.FLOAT32, _GEMM_SIZE, _GEMM_ROWS)[1],
         Lane.H2D: copy_work(bench, Lane.H2D, copy_bytes),
         Lane.D2H: copy_work(bench, Lane.D2H, copy_bytes),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 
 from hrm.dtypes import DType
-from hrm.hardware import EmulatedSpec, HardwareProfile, Level, Link, Measurement, Rate
+from hrm.hardware import EmulatedSpec, HardwareProfile, Level, Link, Measurement, Rate, SharedRate
 from hrm.microbench.bench import Bench
 from hrm.microbench.compute import gemm_rates, launch_s
-from hrm.microbench.contention import contention
+from hrm.microbench.contention import contention, shared_host_memory
 from hrm.microbench.kernels import KernelProbe, measure_tables
 from hrm.microbench.links import link_rates
 from hrm.microbench.machine import memory_bytes, setting
@@ -75,10 +75,12 @@ def profile_machine(
     levels = {"cpu": _host_level(bench, notes, spec)}
     links: dict[str, Link] = {}
     shares: dict[str, float] = {}
+    shared: dict[str, SharedRate] = {}
     if backend.name != "none":
         levels["gpu"] = _device_level(bench, notes, spec)
         links = _links(bench, notes, spec)
         shares = _contention(bench, notes)
+        shared = {"host_memory": _shared(bench, notes)}
     tables = measure_tables(bench, probes, levels)
     for table in tables:
         path = f"ceilings.{table.kernel}.{table.level}.{table.dtype}"
@@ -92,6 +94,7 @@ def profile_machine(
         links=links,
         ceilings=tables,
         contention=shares,
+        shared=shared,
         provenance=notes.by_path,
     )
 
@@ -107,6 +110,16 @@ def _contention(bench: Bench, notes: _Notes) -> dict[str, float]:
         detail += ", disturbed by other processes"
     notes.other("contention", detail)
     return shares
+
+
+def _shared(bench: Bench, notes: _Notes) -> SharedRate:
+    bench.say("host memory, all lanes at once")
+    rate = shared_host_memory(bench)
+    assert rate.bytes_per_s.measured is not None
+    lanes = ", ".join(lane for lane in rate.drawn_by if lane not in ("d2h", "pin"))
+    notes.measured("shared.host_memory.bytes_per_s", rate.bytes_per_s.measured, f"drawn by {lanes} at once")
+    notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
+    return rate
 
 
 def _host_level(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> Level:
@@ -151,6 +164,7 @@ def _device_level(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> Lev
     launch = notes.measured("levels.gpu.launch_s", launch_s(bench, Lane.GPU), detail)
     capacity = backend.memory_capacity_bytes
     notes.other("levels.gpu.capacity_bytes", f"posed by {spec.name}" if spec else "as the device reports it")
+    notes.other("levels.gpu.usable_bytes", "all of it" if spec else f"{_CUDA_SHARE:.0%} of it")
     return Level(
         description=f"{detail}, {setting()}" if spec else torch.cuda.get_device_name(backend.device),
         capacity_bytes=capacity,

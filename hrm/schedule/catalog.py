@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hrm.model import ModelSpec
 from hrm.policy import Policy, ScheduleName
+from hrm.schedule.baselines import kv_transfer, layerwise, serial, unpaged
 from hrm.schedule.cgopipe import cgopipe
 from hrm.schedule.host import host
 from hrm.schedule.task import Schedule
@@ -14,6 +15,10 @@ __all__ = ["SCHEDULES", "build_schedule"]
 
 SCHEDULES: dict[ScheduleName, Callable[[Policy, ModelSpec], Schedule]] = {
     ScheduleName.CGOPIPE: cgopipe,
+    ScheduleName.UNPAGED: unpaged,
+    ScheduleName.SERIAL: serial,
+    ScheduleName.KV_TRANSFER: kv_transfer,
+    ScheduleName.LAYERWISE: layerwise,
     ScheduleName.HOST: host,
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from hrm.model import ModelSpec
 from hrm.policy import Policy
-from hrm.schedule.task import Lane, Need, Schedule, Task, TaskKey, TaskKind
+from hrm.schedule.task import Lane, Need, Phase, Schedule, Task, TaskKey, TaskKind, Walk
 
 __all__ = ["host"]
 
@@ -15,15 +15,20 @@ _STAGES = (TaskKind.PRE_ATTENTION, TaskKind.ATTENTION, TaskKind.POST_ATTENTION)
 
 def host(policy: Policy, model: ModelSpec) -> Schedule:
     """Order the tasks of a policy that runs on the CPU alone; prefill and decode walk alike."""
-    tasks = tuple(_one_pass(policy.num_micro_batches, model.num_layers))
-    return Schedule(prologue=(), prefill=tasks, decode=tasks)
 
-
-def _one_pass(num_micro_batches: int, num_layers: int) -> Iterator[Task]:
-    for layer in range(num_layers):
-        for micro_batch in range(num_micro_batches):
+    def layer(index: int) -> Iterator[Task]:
+        for micro_batch in range(policy.num_micro_batches):
             before: tuple[Need, ...] = ()
             for kind in _STAGES:
-                key = TaskKey(kind, layer, micro_batch)
+                key = TaskKey(kind, index, micro_batch)
                 yield Task(key=key, lane=Lane.CPU, needs=before)
                 before = (Need(key),)
+
+    walk = Walk(
+        num_layers=model.num_layers,
+        layer=layer,
+        like=lambda index: (model.layer_kind(index), index == model.num_layers - 1),
+        main=Lane.CPU,
+        reach=1,
+    )
+    return Schedule(prologue=(), walks=dict.fromkeys(Phase, walk))

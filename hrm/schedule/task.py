@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from hrm.records import record
@@ -11,7 +15,7 @@ IN_FLIGHT = 2
 """Of whatever is double-buffered, how many are in use at once: one is filled while the other is used. Micro-batches in
 transfer, device slots of streamed layers, pinned staging pages."""
 
-__all__ = ["IN_FLIGHT", "Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind"]
+__all__ = ["IN_FLIGHT", "Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind", "Walk"]
 
 
 class Phase(StrEnum):
@@ -44,7 +48,20 @@ class TaskKind(StrEnum):
     HIDDEN_UPLOAD = "hidden_upload"
     """D2: the attention output of a micro-batch comes up."""
     POST_ATTENTION = "post_attention"
-    """O projection, residual, norm, router, experts, residual; in the last layer the head and the next token."""
+    """O projection, residual, norm, router, shared experts; the routed experts unless the CPU computes some of them; in
+    the last layer the head and the next token, unless there is a HEAD."""
+    KV_LOAD = "kv_load"
+    """D4: the part of a micro-batch's KV cache that lies in host memory comes up for attention on the GPU."""
+    EXPERT_OFFLOAD = "expert_offload"
+    """With experts on the CPU: the normed hidden states and the routing of a micro-batch go down."""
+    CPU_EXPERTS = "cpu_experts"
+    """The experts that the CPU computes."""
+    GPU_EXPERTS = "gpu_experts"
+    """With experts on the CPU: the experts that the GPU computes meanwhile."""
+    EXPERT_UPLOAD = "expert_upload"
+    """The CPU's share of the experts' sum comes up, and is added to what GPU_EXPERTS left: it waits for that too."""
+    HEAD = "head"
+    """Head and next token, where the last layer's experts are split and POST_ATTENTION comes too early for them."""
     PAGE_COPY = "page_copy"
     """D3: a page of a layer's streamed expert weights crosses the link into the double buffer."""
     PAGE_PIN = "page_pin"
@@ -94,7 +111,29 @@ class Task:
         return self.key.part
 
 
-@record
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """The tasks of one pass, made layer by layer, so that a simulator need not make those of layers that repeat.
+
+    `layer(i)` makes what is given to the lanes while the main lane works on layer i, look-ahead for layers behind it
+    included; a pass is all of them in order. `like(i)` is equal for layers whose tasks are the same but for the layer
+    number, relative to which all their needs in the pass are the same too, and whose tasks cost the same.
+    No task starts before `main` has finished all it was given `reach` layers earlier.
+    """
+
+    num_layers: int
+    layer: Callable[[int], Iterable[Task]]
+    like: Callable[[int], Hashable]
+    main: Lane
+    reach: int
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks of the pass in the order in which lanes take them."""
+        return tuple(chain.from_iterable(map(self.layer, range(self.num_layers))))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """What runs: the prologue once, the prefill pass once, the decode pass `gen_len - 1` times.
 
@@ -103,8 +142,17 @@ class Schedule:
     """
 
     prologue: tuple[Task, ...]
-    prefill: tuple[Task, ...]
-    decode: tuple[Task, ...]
+    walks: dict[Phase, Walk]
+
+    @property
+    def prefill(self) -> tuple[Task, ...]:
+        """The tasks of the prefill pass."""
+        return self.walks[Phase.PREFILL].tasks
+
+    @property
+    def decode(self) -> tuple[Task, ...]:
+        """The tasks of a decode pass."""
+        return self.walks[Phase.DECODE].tasks
 
     def passes(self, gen_len: int) -> tuple[tuple[Phase, tuple[Task, ...]], ...]:
         """List the passes of a whole generation in order, look-ahead of the last one left out."""

@@ -1,0 +1,130 @@
+"""How sure a prediction is: the interval that four of five outcomes should fall into.
+
+Every number of a profile that is not exact is moved to the ends of its own interval, one at a time; the moves of the
+prediction, in logarithms, add up in squares as those of independent errors do. Measured numbers bring their spread,
+defaults of `hrm.achievable` the range that their evidence leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from hrm.achievable import Trait, default
+from hrm.ceilings import CeilingTable
+from hrm.hardware import HardwareProfile, Level, Measurement, Rate
+from hrm.rates import class_of
+from hrm.records import record
+
+__all__ = ["Interval", "Uncertainty", "interval_around", "uncertainties", "with_assumed"]
+
+IQR_TO_80_PERCENT = 1.2816 / 1.3490
+"""Half the width of a normal law's middle 80 %, over its interquartile range."""
+
+
+@record
+class Interval:
+    """The range of a predicted quantity that should hold four of five outcomes."""
+
+    low: float
+    high: float
+
+
+@record
+class Uncertainty:
+    """A number that is not exact: where it stands, and the machine with it at either end of its interval."""
+
+    name: str
+    low: HardwareProfile
+    high: HardwareProfile
+
+
+def interval_around(
+    predicted: float, hardware: HardwareProfile, predicted_on: Callable[[HardwareProfile], float]
+) -> Interval:
+    """Return the interval around a positive predicted quantity; `predicted_on` predicts it for another machine."""
+    variance = 0.0
+    for one in uncertainties(hardware):
+        variance += (math.log(predicted_on(one.high) / predicted_on(one.low)) / 2.0) ** 2
+    factor = math.exp(math.sqrt(variance))
+    return Interval(low=predicted / factor, high=predicted * factor)
+
+
+def uncertainties(hardware: HardwareProfile) -> Iterator[Uncertainty]:
+    """Yield the numbers of a machine that are not exact."""
+    for name, level in hardware.levels.items():
+        for trait in Trait:
+            yield from _of_trait(hardware, name, level, trait)
+        yield from _of_rates(hardware, name, level)
+    for name, link in hardware.links.items():
+        for ends in _ends(link.bytes_per_s):
+            low, high = (
+                replace(hardware, links=hardware.links | {name: replace(link, bytes_per_s=rate)}) for rate in ends
+            )
+            yield Uncertainty(name=f"links.{name}", low=low, high=high)
+    for index, table in enumerate(hardware.ceilings):
+        if table.iqr_s:
+            low, high = (_with_table(hardware, index, table, sign) for sign in (-1, 1))
+            yield Uncertainty(name=f"ceilings.{index}", low=low, high=high)
+
+
+def with_assumed(hardware: HardwareProfile, name: str, trait: Trait, value: float) -> HardwareProfile:
+    """Return the machine with a trait of a level assumed at a value."""
+    level = hardware.level(name)
+    assumed = replace(level, assumed=level.assumed | {trait: value})
+    return replace(hardware, levels=hardware.levels | {name: assumed})
+
+
+def _of_trait(hardware: HardwareProfile, name: str, level: Level, trait: Trait) -> Iterator[Uncertainty]:
+    if trait in level.assumed:
+        return
+    try:
+        known = default(trait, class_of(name, level))
+    except KeyError:
+        return
+    low, high = (with_assumed(hardware, name, trait, value) for value in (known.low, known.high))
+    yield Uncertainty(name=f"levels.{name}.{trait}", low=low, high=high)
+
+
+def _of_rates(hardware: HardwareProfile, name: str, level: Level) -> Iterator[Uncertainty]:
+    for low_rate, high_rate in _ends(level.read_bytes_per_s):
+        low, high = (replace(level, read_bytes_per_s=rate) for rate in (low_rate, high_rate))
+        yield _moved(hardware, name, low, high, "read_bytes_per_s")
+    for dtype, rate in level.compute_flop_per_s.items():
+        for low_rate, high_rate in _ends(rate):
+            low, high = (
+                replace(level, compute_flop_per_s=level.compute_flop_per_s | {dtype: end})
+                for end in (low_rate, high_rate)
+            )
+            yield _moved(hardware, name, low, high, f"compute_flop_per_s.{dtype}")
+
+
+def _moved(hardware: HardwareProfile, name: str, low: Level, high: Level, field: str) -> Uncertainty:
+    return Uncertainty(
+        name=f"levels.{name}.{field}",
+        low=replace(hardware, levels=hardware.levels | {name: low}),
+        high=replace(hardware, levels=hardware.levels | {name: high}),
+    )
+
+
+def _ends(rate: Rate) -> Iterator[tuple[Rate, Rate]]:
+    """Yield a measured rate at both ends of its interval; nothing for one without spread."""
+    measured = rate.measured
+    if measured is None or not measured.iqr:
+        return
+    half = min(IQR_TO_80_PERCENT * measured.iqr, 0.9 * measured.median)
+    low, high = (replace(rate, measured=_at(measured, sign * half)) for sign in (-1, 1))
+    yield low, high
+
+
+def _at(measured: Measurement, offset: float) -> Measurement:
+    return replace(measured, median=measured.median + offset)
+
+
+def _with_table(hardware: HardwareProfile, index: int, table: CeilingTable, sign: int) -> HardwareProfile:
+    """Return the machine with all times of a table moved by its largest spread, relative to its longest time."""
+    longest = max(max(line) for line in table.seconds)
+    factor = 1.0 + sign * min(IQR_TO_80_PERCENT * table.iqr_s / longest, 0.9)
+    moved = replace(table, seconds=tuple(tuple(time * factor for time in line) for line in table.seconds))
+    return replace(hardware, ceilings=(*hardware.ceilings[:index], moved, *hardware.ceilings[index + 1 :]))

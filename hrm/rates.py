@@ -1,0 +1,161 @@
+"""A machine read at one fidelity: its peaks, or what was measured or, failing that, can be achieved.
+
+Every rate that a prediction uses is read here: at `roof` the datasheet's, at `ceiling` the measured one, and where
+nothing was measured the default of `hrm.achievable` for the device's class.
+"""
+
+from __future__ import annotations
+
+from hrm.achievable import DeviceClass, Trait, default
+from hrm.ceilings import CeilingTable, Kernel
+from hrm.dtypes import DType
+from hrm.hardware import HardwareProfile, Level, Link, Rate
+from hrm.records import record
+from hrm.roofline import computing_rates
+from hrm.schedule.sharing import Shared
+from hrm.schedule.task import Lane
+
+__all__ = ["Rates", "class_of"]
+
+_COMPUTE_TRAIT = {Kernel.EXPERT_FFN: Trait.EXPERT_GEMM, Kernel.ATTENTION_PREFILL: Trait.PREFILL_ATTENTION}
+_MEMORY_TRAIT = {
+    Kernel.PROJECTION: Trait.FEW_ROWS,
+    Kernel.EXPERT_FFN: Trait.FEW_ROWS,
+    Kernel.ATTENTION_DECODE: Trait.DECODE_ATTENTION,
+}
+_CLASS_BY_NAME = {"cpu": DeviceClass.SERVER_CPU, "disk": DeviceClass.DISK}
+MATRIX_UNIT_FROM = 4.0
+"""A 16-bit peak this many times float32's is a matrix unit's: vector units double it, AMX makes it sixteen times."""
+HOST_MEMORY_LANES = {Lane.CPU: 1.0, Lane.H2D: 1.0, Lane.D2H: 1.0, Lane.PIN: 2.0}
+"""Lanes that move bytes of host memory, and bytes moved per byte of their work: a staging copy reads and writes."""
+
+
+def class_of(name: str, level: Level) -> DeviceClass:
+    """Return a level's class; one that states none is taken for a server's, by its name."""
+    return level.device_class or _CLASS_BY_NAME.get(name, DeviceClass.DATACENTER_GPU)
+
+
+@record
+class Rates:
+    """Rates of a machine at one fidelity; `measured` False reads the peaks."""
+
+    hardware: HardwareProfile
+    measured: bool
+
+    def trait(self, trait: Trait, level: str) -> float:
+        """Return the machine's own assumption of a trait, or the default of the level's class."""
+        place = self.hardware.level(level)
+        own = place.assumed.get(trait)
+        return default(trait, class_of(level, place)).value if own is None else own
+
+    def flop_per_s(self, level: str, dtype: DType, kernel: Kernel | None = None) -> float:
+        """Return the compute rate of a level's processors together for data stored as `dtype`, for a kernel or at best.
+
+        Raises
+        ------
+        SchemaError
+            When the level has no processor, or no figure for the format.
+        """
+        place = self.hardware.level(level)
+        vector_peak = _peak(place, DType.FLOAT32)
+        rate = place.count * max(
+            self._of(rate, _product_trait(rate, vector_peak, class_of(level, place)), level)
+            for rate in computing_rates(place, dtype)
+        )
+        if not self.measured:
+            return rate
+        if kernel in _COMPUTE_TRAIT:
+            rate *= self.trait(_COMPUTE_TRAIT[kernel], level)
+        return rate * self.trait(Trait.QUANTIZED_GEMM, level) if dtype.is_quantized else rate
+
+    def read_bytes_per_s(self, level: str, kernel: Kernel | None = None) -> float:
+        """Return the rate at which a level's processors together read its memory, for a kernel or at best."""
+        place = self.hardware.level(level)
+        rate = self._of(place.read_bytes_per_s, Trait.READ, level) * place.count
+        if self.measured and kernel in _MEMORY_TRAIT:
+            rate *= self.trait(_MEMORY_TRAIT[kernel], level)
+        return rate
+
+    def link_bytes_per_s(self, name: str) -> float:
+        """Return the rate of a link, all its paths together."""
+        link = self.hardware.link(name)
+        return self._of(link.bytes_per_s, Trait.LINK, _faster_end(link)) * link.paths
+
+    def latency_s(self, name: str) -> float:
+        """Return what a copy across a link takes beside its bytes (nothing at peaks)."""
+        link = self.hardware.link(name)
+        if not self.measured:
+            return 0.0
+        return self.trait(Trait.LATENCY, _faster_end(link)) if link.latency_s is None else link.latency_s
+
+    def launch_s(self, level: str) -> float:
+        """Return what starting an operator on a level's processor costs (nothing at peaks)."""
+        place = self.hardware.level(level)
+        if not self.measured:
+            return 0.0
+        return self.trait(Trait.LAUNCH, level) if place.launch_s is None else place.launch_s
+
+    @property
+    def staging_bytes_per_s(self) -> float:
+        """Bytes per second that the host copies from pageable into pinned memory.
+
+        At peaks the memory's rate halved, for each byte is read and written; else, up to that, what one thread does for
+        each GPU, whose own share of the weights it stages.
+        """
+        place = self.hardware.level("cpu")
+        roof = place.read_bytes_per_s.roof * place.count / 2
+        if not self.measured:
+            return roof
+        copies = (place.one_thread_copy_bytes_per_s, place.copy_bytes_per_s)
+        measured = [
+            copied.measured.median / 2 for copied in copies if copied is not None and copied.measured is not None
+        ]
+        one_thread = measured[0] if measured else self.trait(Trait.STAGING, "cpu")
+        gpus = self.hardware.level("gpu").count if self.hardware.has_gpu else 1
+        return min(one_thread * gpus, roof)
+
+    @property
+    def shared(self) -> tuple[Shared, ...]:
+        """What lanes draw on together: as the profile says, else host memory at its streaming rate."""
+        if self.hardware.shared:
+            return tuple(
+                Shared(
+                    name=name, bytes_per_s=self._of(one.bytes_per_s, Trait.READ, "cpu"), drawn_by=_by_lane(one.drawn_by)
+                )
+                for name, one in self.hardware.shared.items()
+            )
+        rate = self.read_bytes_per_s("cpu")
+        return (Shared(name="host_memory", bytes_per_s=rate, drawn_by=HOST_MEMORY_LANES),)
+
+    def table(self, level: str, kernel: Kernel, dtype: DType) -> CeilingTable | None:
+        """Return the measured table of a kernel, where there is one and the fidelity looks at it."""
+        if not self.measured:
+            return None
+        for table in self.hardware.ceilings:
+            if (table.kernel, table.level, table.dtype) == (kernel, level, dtype):
+                return table
+        return None
+
+    def _of(self, rate: Rate, trait: Trait, level: str) -> float:
+        if not self.measured:
+            return rate.roof
+        return rate.measured.median if rate.measured else rate.roof * self.trait(trait, level)
+
+
+def _by_lane(drawn_by: dict[str, float]) -> dict[Lane, float]:
+    return {Lane(name): share for name, share in drawn_by.items()}
+
+
+def _peak(level: Level, dtype: DType) -> float:
+    rate = level.compute_flop_per_s.get(dtype)
+    return rate.roof if rate else float("inf")
+
+
+def _product_trait(rate: Rate, vector_peak: float, device_class: DeviceClass) -> Trait:
+    """Say which share of its peak a product sustains: a CPU that does 16-bit products much faster has a matrix unit."""
+    is_cpu = device_class in (DeviceClass.SERVER_CPU, DeviceClass.DESKTOP_CPU)
+    return Trait.MATRIX_UNIT if is_cpu and rate.roof > MATRIX_UNIT_FROM * vector_peak else Trait.GEMM
+
+
+def _faster_end(link: Link) -> str:
+    return link.target if link.target != "cpu" else link.source

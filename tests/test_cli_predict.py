@@ -1,0 +1,113 @@
+"""`hrm predict`: policies by options, all schedules side by side, and what is refused."""
+
+import json
+import sys
+
+import pytest
+
+from hrm.cli.main import main
+
+ON_L4 = ["--model", "mixtral-8x7b", "--hardware", "S2", "--weight-dtype", "float16"]
+SIZES = ["--batch-size", "64", "--micro-batch-size", "16"]
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """Run `hrm predict`; return exit code, the JSON document on stdout or None, and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hrm", "predict", *map(str, arguments), "--json"])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capsys.readouterr()
+        return exited.value.code, json.loads(captured.out) if captured.out else None, captured.err
+
+    return run
+
+
+def test_lengths_nobody_gave_are_stated(predict):
+    _, document, _ = predict(*ON_L4, *SIZES)
+
+    assert (document["workload"]["mean_prompt_len"], document["workload"]["gen_len"]) == (512, 128)
+
+
+def test_an_interval_holds_the_prediction(predict):
+    _, document, _ = predict(*ON_L4, *SIZES)
+
+    interval = document["interval"]
+    assert interval["low"] < document["throughput_tokens_per_s"] < interval["high"]
+
+
+def test_padding_and_staging_and_skew_cost_what_they_cost(predict):
+    lengths = ["--prompt-len", "76.1", "--max-prompt-len", "418"]
+    plain, padded, staged, skewed = (
+        predict(*ON_L4, *SIZES, *lengths, *more)[1]
+        for more in ([], ["--padded"], ["--staging", "pageable"], ["--routing", "zipf:1.2"])
+    )
+
+    assert padded["prefill_s"] > plain["prefill_s"]
+    assert staged["decode_s"] >= plain["decode_s"]
+    assert skewed["decode_s"] <= plain["decode_s"]
+    assert (plain["routing"], skewed["routing"]) == ("uniform", "skewed (Zipf exponent 1.2)")
+
+
+def test_experts_on_the_cpu(predict):
+    """Batch 1, attention on the GPU: the experts that do not fit there are computed where they lie."""
+    devices = ["--attention-device", "gpu", "--ffn-device", "cpu", "--weights-on-gpu", "0.25", "--batch-size", "1"]
+    code, document, _ = predict(
+        "--model", "qwen3-30b-a3b", "--hardware", "R2080_10900X", "--weight-dtype", "Q4_K_M", *devices
+    )
+
+    assert code == 0
+    assert (document["policy"]["experts_on_cpu"], document["policy"]["weights_on_gpu"]) == (0.75, 0.25)
+    assert {"cpu_experts", "gpu_experts", "expert_offload"} <= set(document["task_s"]["decode"])
+
+
+def test_a_split_streams_the_rest(predict):
+    _, streamed, _ = predict(*ON_L4, *SIZES)
+    _, split, _ = predict(*ON_L4, *SIZES, "--experts-on-cpu", "0.5")
+
+    assert split["task_s"]["decode"]["page_copy"] == pytest.approx(
+        streamed["task_s"]["decode"]["page_copy"] / 2, rel=0.01
+    )
+
+
+def test_all_schedules_best_first(predict):
+    code, document, _ = predict(*ON_L4, *SIZES, "--schedule", "all")
+
+    schedules = document["schedules"]
+    speeds = [one["throughput_tokens_per_s"] for one in schedules if one["short"] is None]
+    assert code == 0
+    assert {one["schedule"] for one in schedules} == {"cgopipe", "unpaged", "serial", "kv-transfer", "layerwise"}
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(one["policy"]["schedule"] == one["schedule"] for one in schedules)
+
+
+def test_kv_can_be_divided_under_kv_transfer_only(predict):
+    divided = ["--attention-device", "gpu", "--kv-on-gpu", "0.5"]
+    code, document, _ = predict(*ON_L4, *SIZES, "--schedule", "kv-transfer", *divided)
+    refused, _, said = predict(*ON_L4, *SIZES, *divided)
+
+    assert (code, document["policy"]["kv_on_gpu"]) == (0, 0.5)
+    assert (refused, "kv_on_gpu" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--schedule", "fastest"], "--schedule fastest"),
+        (["--best-policy"], "--best-policy"),
+        (["--routing", "zipf:steep"], "--routing"),
+        (["--routing", "no-such-trace.jsonl"], "no-such-trace.jsonl"),
+        (["--experts-on-cpu", "0.3"], "--experts-on-cpu"),
+        (["--ffn-device", "cpu", "--attention-device", "gpu", "--experts-on-cpu", "0.5"], "--experts-on-cpu"),
+        (["--schedule", "host"], "schedule host"),
+        (["--schedule", "serial", "--attention-device", "gpu"], "attention_device"),
+    ],
+)
+def test_contradictions_are_named(predict, arguments, said):
+    code, document, err = predict(*ON_L4, *SIZES, *arguments)
+
+    assert (code, document) == (2, None)
+    assert said in err
+    assert err.count("\n") == 1

@@ -1,0 +1,243 @@
+"""Simulated schedules: bounds, fair shares, and that leaving out what repeats changes nothing."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hrm.policy import ScheduleName, Staging
+from hrm.schedule.catalog import build_schedule
+from hrm.schedule.sharing import Shared, Work, fair_paces
+from hrm.schedule.simulation import Simulation
+from hrm.schedule.simulator import PassLoad, simulate_passes
+from hrm.schedule.task import Lane, Phase, Schedule, Task, TaskKey, TaskKind, Walk
+from hrm.schedule.timeline import simulate_timeline
+from tests.schedules import GPU_SCHEDULES, models, policies, shared_rates, tiny_model, tiny_policy, works
+
+PROPERTY = settings(max_examples=150, deadline=None)
+
+
+@st.composite
+def cases(draw, max_layers=6):
+    schedule = build_schedule(draw(policies()), draw(models(max_layers)))
+    loads = [
+        PassLoad(phase=Phase.PREFILL, work_of=draw(works())),
+        PassLoad(phase=Phase.DECODE, work_of=draw(works()), count=draw(st.integers(1, 3))),
+    ]
+    return schedule, loads
+
+
+@given(cases(max_layers=24), shared_rates())
+@PROPERTY
+def test_leaving_out_repetitions_changes_nothing(case, shared):
+    schedule, loads = case
+    short, whole = simulate_passes(schedule, loads, shared), simulate_passes(schedule, loads, shared, exact=True)
+    for one, other in zip(short.loads, whole.loads, strict=True):
+        assert one.end_s == pytest.approx(other.end_s, rel=1e-6)
+        for lane in Lane:
+            assert one.busy_s(lane) == pytest.approx(other.busy_s(lane), rel=1e-6)
+            # What is waited for is a matter of choice where two tasks end at once; how long is not.
+            waited = [sum(load.waits_s.get(lane, {}).values()) for load in (one, other)]
+            assert waited[0] == pytest.approx(waited[1], rel=1e-6, abs=1e-6 * other.end_s)
+
+
+@pytest.mark.parametrize("schedule", GPU_SCHEDULES)
+def test_what_is_simulated_grows_neither_with_layers_nor_with_passes(schedule):
+    memory = Shared(name="memory", bytes_per_s=10.0, drawn_by={Lane.CPU: 1.0, Lane.H2D: 1.0})
+
+    def simulated_tasks(layers, passes):
+        work = {TaskKind.PAGE_COPY: Work(0.7, 5.0), TaskKind.ATTENTION: Work(1.0, 9.0)}
+        built = build_schedule(tiny_policy(schedule, batch_size=5), tiny_model(num_layers=layers))
+        loads = [
+            PassLoad(phase=phase, work_of=lambda task: work.get(task.kind, Work(0.3)), count=count)
+            for phase, count in ((Phase.PREFILL, 1), (Phase.DECODE, passes))
+        ]
+        simulation = Simulation(built, loads, [memory], exact=False)
+        simulation.run()
+        return sum(simulation.done)
+
+    few = simulated_tasks(40, 10)
+    assert simulated_tasks(400, 10) <= 1.05 * few
+    assert simulated_tasks(40, 1000) == few
+
+
+@given(cases(), shared_rates())
+@PROPERTY
+def test_lies_between_the_busiest_lane_and_the_sum_of_tasks(case, shared):
+    schedule, loads = case
+    alone = simulate_timeline(schedule, loads)
+    seconds = {lane: alone.busy_s(lane) for lane in Lane}
+    end_s = simulate_passes(schedule, loads, shared).end_s
+
+    assert _last_counted_s(alone) <= end_s * (1 + 1e-9)
+    assert end_s <= sum(seconds.values()) * (1 + 1e-9)
+
+
+def _last_counted_s(timeline):
+    """The busiest lane, less what nobody waits for: a lane may lay ahead for a pass that never comes."""
+    counted = [timed for timed in timeline.tasks if not (timed.task.for_next_pass)]
+    return max(sum(t.end_s - t.start_s for t in counted if t.task.lane is lane) for lane in Lane)
+
+
+def list_schedule(schedule, loads):
+    """The ends of the passes by the plain rule, for tasks that share nothing."""
+    lane_free: dict[Lane, float] = {}
+    ends: dict[tuple[int, TaskKey], float] = {}
+    pass_ends = []
+    passes = [load for load in loads for _ in range(load.count)]
+    given = [schedule.prologue, *[tasks for _, tasks in schedule.passes(len(passes))]]
+    for index, tasks in enumerate(given, start=-1):
+        for task in tasks:
+            needed = [ends.get((index - need.passes_ago, need.key), 0.0) for need in task.needs]
+            start_s = max([lane_free.get(task.lane, 0.0), *needed])
+            end_s = start_s + passes[max(index, 0)].work_of(task).seconds
+            lane_free[task.lane] = ends[index, task.key] = end_s
+        if index >= 0:
+            pass_ends.append(max(ends[index, task.key] for task in tasks if not task.for_next_pass))
+    return tuple(pass_ends)
+
+
+@given(cases())
+@PROPERTY
+def test_sharing_nothing_is_plain_list_scheduling(case):
+    schedule, loads = case
+
+    assert simulate_timeline(schedule, loads).pass_end_s == list_schedule(schedule, loads)
+
+
+@given(cases(), shared_rates())
+@PROPERTY
+def test_lanes_work_in_order_needs_are_met_first_and_gaps_are_explained(case, shared):
+    schedule, loads = case
+    timeline = simulate_timeline(schedule, loads, shared)
+    ends = {(timed.pass_index, timed.task.key): timed.end_s for timed in timeline.tasks}
+    free = dict.fromkeys(Lane, 0.0)
+    for timed in timeline.tasks:
+        assert timed.start_s - timed.waited_s == pytest.approx(free[timed.task.lane])
+        assert (timed.waited_s > 0) == (timed.waited_for is not None)
+        free[timed.task.lane] = timed.end_s
+        for need in timed.task.needs:
+            assert timed.start_s >= ends.get((timed.pass_index - need.passes_ago, need.key), 0.0)
+
+
+@given(cases(), st.sampled_from(Lane), st.floats(0.1, 1))
+@PROPERTY
+def test_without_sharing_a_faster_lane_never_makes_it_end_later(case, lane, factor):
+    schedule, loads = case
+    assert _end_s(schedule, _faster(loads, lane, factor)) <= _end_s(schedule, loads) * (1 + 1e-9)
+
+
+@given(cases(), shared_rates(), st.sampled_from(Lane), st.floats(0.1, 1))
+@PROPERTY
+def test_the_contention_anomaly_is_bounded_by_the_lanes_that_share(case, shared, lane, factor):
+    """The contention anomaly: a faster lane may draw on a shared rate just when a critical task needs it.
+
+    Of k lanes that draw, each task keeps a k-th of its pace, whatever happens when: so it costs a factor k at most.
+    """
+    schedule, loads = case
+    drawing = max([len(one.drawn_by) for one in shared], default=1)
+    faster_s = _end_s(schedule, _faster(loads, lane, factor), shared)
+
+    assert faster_s <= max(drawing, 1) * _end_s(schedule, loads, shared) * (1 + 1e-9)
+
+
+@given(cases(), shared_rates(), st.floats(1, 10))
+@PROPERTY
+def test_more_of_what_is_shared_hardly_ever_makes_it_end_later(case, shared, factor):
+    """The same anomaly, with the same bound; and so much of everything that nothing is short is as fast as can be."""
+    schedule, loads = case
+    more = tuple(replace(one, bytes_per_s=one.bytes_per_s * factor) for one in shared)
+    plenty = tuple(replace(one, bytes_per_s=1e9) for one in shared)
+    drawing = max([len(one.drawn_by) for one in shared], default=1)
+    end_s = _end_s(schedule, loads, shared)
+
+    assert _end_s(schedule, loads, more) <= max(drawing, 1) * end_s * (1 + 1e-9)
+    assert _end_s(schedule, loads, plenty) <= end_s * (1 + 1e-9)
+
+
+def _end_s(schedule, loads, shared=()):
+    return simulate_passes(schedule, loads, shared).end_s
+
+
+def _faster(loads, lane, factor):
+    """Tasks of a lane take less time for the same bytes."""
+
+    def scaled(work_of):
+        def work(task):
+            seconds, moved_bytes, latency_s = work_of(task)
+            scale = factor if task.lane is lane else 1.0
+            return Work(seconds * scale, moved_bytes, latency_s * scale)
+
+        return work
+
+    return [replace(load, work_of=scaled(load.work_of)) for load in loads]
+
+
+@st.composite
+def rivals(draw):
+    """CGOPipe and its unpaged variant: the same seconds of weights cross, in pages of which each has a latency."""
+    model = draw(models())
+    paged = replace(draw(policies([ScheduleName.CGOPIPE], max_micro_batches=8)), pages_per_layer=None)
+    work_of, layer_s, latency_s = draw(works(latencies=False)), draw(st.floats(0, 20)), draw(st.floats(0, 0.1))
+
+    def end_s(policy):
+        def work(task):
+            pages = task.kind in (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
+            return Work(layer_s / policy.num_pages + latency_s if pages else work_of(task).seconds)
+
+        passes = [PassLoad(phase=Phase.PREFILL, work_of=work), PassLoad(phase=Phase.DECODE, work_of=work, count=2)]
+        return _end_s(build_schedule(policy, model), passes)
+
+    added = (paged.num_pages - 1) * (3 * model.num_layers + 1) * latency_s
+    if paged.staging is Staging.PAGEABLE:
+        added *= 2
+    return end_s(paged), end_s(replace(paged, schedule=ScheduleName.UNPAGED)), added
+
+
+@given(rivals())
+@PROPERTY
+def test_cgopipe_is_never_slower_than_unpaged_beyond_the_latencies_of_its_pages(case):
+    paged_s, unpaged_s, latencies_s = case
+
+    assert paged_s <= (unpaged_s + latencies_s) * (1 + 1e-9)
+
+
+def test_two_that_ask_for_more_than_half_share_by_halves():
+    """A copy (alone 2 s at 80 B/s) and a kernel (alone 4 s at 80 B/s) on 100 B/s: 50 B/s each while both run.
+
+    The copy needs 160 B / 50 B/s = 3.2 s. By then the kernel has moved 160 of its 320 B; the rest goes at 80 B/s.
+    """
+    copy = Task(key=TaskKey(TaskKind.PAGE_COPY, 0, 0), lane=Lane.H2D)
+    kernel = Task(key=TaskKey(TaskKind.ATTENTION, 0, 0), lane=Lane.CPU)
+    work = {Lane.H2D: Work(2.0, 160.0), Lane.CPU: Work(4.0, 320.0)}
+    memory = Shared(name="memory", bytes_per_s=100.0, drawn_by={Lane.CPU: 1.0, Lane.H2D: 1.0})
+    timeline = _one_pass([copy, kernel], lambda task: work[task.lane], [memory])
+
+    ends = {timed.task.lane: timed.end_s for timed in timeline.tasks}
+    assert ends[Lane.H2D] == pytest.approx(3.2)
+    assert ends[Lane.CPU] == pytest.approx(3.2 + 160.0 / 80.0)
+
+
+def test_a_latency_draws_on_nothing():
+    """The copy stands still for 1 s, during which the kernel has all to itself."""
+    copy = Task(key=TaskKey(TaskKind.PAGE_COPY, 0, 0), lane=Lane.H2D)
+    kernel = Task(key=TaskKey(TaskKind.ATTENTION, 0, 0), lane=Lane.CPU)
+    work = {Lane.H2D: Work(2.0, 100.0, latency_s=1.0), Lane.CPU: Work(2.0, 200.0)}
+    memory = Shared(name="memory", bytes_per_s=100.0, drawn_by={Lane.CPU: 1.0, Lane.H2D: 1.0})
+    ends = {timed.task.lane: timed.end_s for timed in _one_pass([copy, kernel], lambda t: work[t.lane], [memory]).tasks}
+
+    assert ends == pytest.approx({Lane.H2D: 3.0, Lane.CPU: 3.0})
+
+
+def test_who_asks_for_little_gets_it_and_the_others_divide_the_rest():
+    assert fair_paces([[10.0], [60.0], [90.0]], [100.0]) == pytest.approx((1.0, 0.75, 0.5))
+    assert fair_paces([[40.0], [60.0]], [100.0]) == (1.0, 1.0)
+    # A task on two resources gets on at the pace of the scarcer one.
+    assert fair_paces([[80.0, 10.0], [80.0, 0.0]], [80.0, 5.0]) == pytest.approx((0.5, 0.5))
+
+
+def _one_pass(tasks, work_of, shared):
+    walk = Walk(num_layers=1, layer=lambda _: tasks, like=lambda _: 0, main=Lane.CPU, reach=1)
+    schedule = Schedule(prologue=(), walks=dict.fromkeys(Phase, walk))
+    return simulate_timeline(schedule, [PassLoad(phase=Phase.DECODE, work_of=work_of)], shared)
