@@ -1,4 +1,4 @@
-"""The one optional part of the build: the CPU kernels in C++. Everything else is in pyproject.toml.
+"""The optional parts of the build: the CPU kernels in C++ and the profiler's in C. The rest is in pyproject.toml.
 
 Without a working compiler the installation succeeds and the kernels run through torch instead.
 """
@@ -26,6 +26,13 @@ setup(
             ],
             extra_link_args=["-pthread"],
             optional=True,
-        )
+        ),
+        Extension(
+            "hrm.microbench.native._streams",
+            sources=["hrm/microbench/native/streams.c"],
+            depends=["hrm/microbench/native/streams_path.h"],
+            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden"],
+            optional=True,
+        ),
     ]
 )

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from executor.memory import Allocate, main_device, main_memory, pinned_memory, torch_dtype
 from executor.wave import MicroBatch, Wave
-from executor.weights import torch_dtype
-from executor.workspace import Allocate
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor
-from hrm.schedule.task import IN_FLIGHT
+from hrm.schedule.task import IN_FLIGHT, Phase
 
-__all__ = ["DecodeFlight", "PrefillFlight", "WaveBuffers"]
+__all__ = ["DecodeFlight", "PrefillFlight", "RoutedFlight", "SplitFlight", "WaveBuffers"]
 
 
 class PrefillFlight:
-    """Queries, keys, values and attention output of one micro-batch of prompts, on the FFN's device."""
+    """Queries, keys, values and attention output of one micro-batch of prompts, on the main device."""
 
     def __init__(self, policy: Policy, model: ModelSpec, max_tokens: int, allocate: Allocate) -> None:
         dtype, kv_dtype = torch_dtype(policy.weight_dtype), torch_dtype(policy.kv_dtype)
@@ -40,11 +37,16 @@ class PrefillFlight:
 
     def keys_values(self, batch: MicroBatch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of sequence `index`: each contiguous [num_kv_heads, tokens, head_dim]."""
+        keys, values = self.all_keys_values(batch, index, index + 1)
+        shape = (self._shape[1], -1, self._shape[2])
+        return keys.view(shape), values.view(shape)
+
+    def all_keys_values(self, batch: MicroBatch, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all keys and all values of sequences `first` to `last` (one past), flat: they lie side by side."""
         _, heads, dim = self._shape
-        rows = batch.rows(index)
-        owned = slice(rows.start * heads * dim, rows.stop * heads * dim)
-        shape = (heads, rows.stop - rows.start, dim)
-        return self._keys[owned].view(shape), self._values[owned].view(shape)
+        begin, end = (batch.token_starts[at] - batch.token_first for at in (first, last))
+        owned = slice(begin * heads * dim, end * heads * dim)
+        return self._keys[owned], self._values[owned]
 
 
 class DecodeFlight:
@@ -73,22 +75,59 @@ class DecodeFlight:
         return self._attended[: rows * width].view(rows, width)
 
 
+class RoutedFlight:
+    """Normed hidden states of a micro-batch, and the experts of each with their shares, in one memory."""
+
+    def __init__(self, policy: Policy, model: ModelSpec, max_tokens: int, allocate: Allocate) -> None:
+        chosen = model.experts_per_token
+        dtype = torch_dtype(policy.weight_dtype)
+        self._columns = ((chosen, torch.float32), (chosen, torch.int32), (model.hidden_size, dtype))
+        self._row_bytes = sum(width * kind.itemsize for width, kind in self._columns)
+        self._flat = allocate((max_tokens * self._row_bytes,), torch.uint8).zero_()
+
+    def joint(self, tokens: int) -> torch.Tensor:
+        """Return all of so many tokens as one flat tensor, as it crosses the link."""
+        return self._flat[: tokens * self._row_bytes]
+
+    def parts(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return shares and experts, each [tokens, experts_per_token], and hidden states [tokens, hidden]."""
+        sizes = [tokens * width * kind.itemsize for width, kind in self._columns]
+        shares, chosen, normed = (
+            part.view(kind).view(tokens, width)
+            for part, (width, kind) in zip(torch.split(self.joint(tokens), sizes), self._columns, strict=True)
+        )
+        return shares, chosen, normed
+
+
+class SplitFlight:
+    """A micro-batch with experts at work: what they work on, on the device and on the host, and the CPU's sum."""
+
+    def __init__(self, policy: Policy, model: ModelSpec, max_tokens: int, backend: Backend) -> None:
+        pinned = pinned_memory(backend)
+        self.routed = RoutedFlight(policy, model, max_tokens, backend.empty)
+        self.on_host = RoutedFlight(policy, model, max_tokens, pinned)
+        self.sums = pinned((max_tokens, model.hidden_size), torch_dtype(policy.weight_dtype)).zero_()
+
+
 class WaveBuffers:
-    """Everything that the tasks of a wave share; allocated, and its pages mapped, before the wave starts."""
+    """Everything that the tasks of a wave share; allocated, and its pages mapped, before the wave starts.
+
+    `host` is what `decode` is on the CPU's side of the link. Where CPU and GPU split the experts, each phase has
+    flights of its own for them; all sums come up into `landed_sum`, for a lane copies one after another.
+    """
 
     def __init__(self, policy: Policy, model: ModelSpec, wave: Wave, gen_len: int, backend: Backend) -> None:
-        on_gpu = policy.ffn_device is Processor.GPU
-        allocate: Allocate = backend.empty if on_gpu else backend.host_empty
-        device = backend.device if on_gpu else torch.device("cpu")
+        allocate, pinned = main_memory(policy, backend), pinned_memory(backend)
+        dtype, device = torch_dtype(policy.weight_dtype), main_device(policy, backend)
         max_tokens = max(batch.num_tokens for batch in wave.micro_batches)
-        self.hidden = allocate((wave.num_tokens, model.hidden_size), torch_dtype(policy.weight_dtype)).zero_()
+        on_gpu, apart = policy.main_device is Processor.GPU, policy.attention_device is not policy.main_device
+        self.hidden = allocate((wave.num_tokens, model.hidden_size), dtype).zero_()
         self.generated = torch.zeros((gen_len, len(wave.order)), dtype=torch.int64, device=device)
         self.prefill = [PrefillFlight(policy, model, max_tokens, allocate) for _ in range(IN_FLIGHT)]
         self.decode = [DecodeFlight(policy, model, allocate) for _ in range(IN_FLIGHT)]
-        self.host = self.decode
-        if on_gpu and policy.attention_device is Processor.CPU:
-
-            def pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-                return backend.host_empty(shape, dtype, pinned=True)
-
-            self.host = [DecodeFlight(policy, model, pinned) for _ in range(IN_FLIGHT)]
+        self.host = [DecodeFlight(policy, model, pinned) for _ in range(IN_FLIGHT)] if apart else self.decode
+        self.split: dict[Phase, list[SplitFlight]] = {}
+        if on_gpu and policy.experts_on_cpu(model):
+            for phase, tokens in ((Phase.PREFILL, max_tokens), (Phase.DECODE, policy.micro_batch_size)):
+                self.split[phase] = [SplitFlight(policy, model, tokens, backend) for _ in range(IN_FLIGHT)]
+            self.landed_sum = backend.empty((max_tokens, model.hidden_size), dtype).zero_()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from executor.attention import append_kv, decode_attention
 from executor.buffers import DecodeFlight
 from executor.decoder import pre_attention
+from executor.kv_cache import CacheView, LoadedKV
 from executor.state import Step, WaveState
 from hrm.schedule.task import IN_FLIGHT
 
@@ -12,7 +15,7 @@ __all__ = ["DecodeTasks"]
 
 
 class DecodeTasks:
-    """The handlers of decode. Without a link between attention and FFN, host and device buffers are the same."""
+    """The handlers of decode. Where attention runs beside the rest, host and device buffers are the same."""
 
     def __init__(self, state: WaveState) -> None:
         self.state = state
@@ -26,7 +29,7 @@ class DecodeTasks:
     def pre_attention(self, step: Step) -> None:
         """Make queries, keys and values of the token that the pass before made."""
         state, batch = self.state, self.state.batch(step)
-        hidden = state.buffers.hidden[batch.first : batch.last]
+        hidden = state.hidden(step)
         if step.task.layer == 0:
             state.embed(state.buffers.generated[step.pass_index - 1, batch.first : batch.last], hidden)
         # The token's position is the number of tokens before it: the prompt, and one per pass since.
@@ -35,21 +38,54 @@ class DecodeTasks:
         pre_attention(hidden, state.weights.layers[step.task.layer], state.model, rotary, state.workspace, out)
 
     def offload(self, step: Step) -> None:
-        """Bring queries, keys and values down in one copy."""
-        rows = self.state.batch(step).num_sequences
-        self.state.backend.copy(self._host_flight(step).joint(rows), self._flight(step).joint(rows))
+        """Bring down, for attention there, queries, keys and values in one copy; else what the cache there lacks."""
+        state, batch = self.state, self.state.batch(step)
+        if state.attends_apart:
+            rows = batch.num_sequences
+            state.backend.copy(self._host_flight(step).joint(rows), self._flight(step).joint(rows))
+            return
+        first = state.cache.first_on_host[step.task.part]
+        _, *new = (part[first - batch.first :] for part in self._flight(step).qkv(batch.num_sequences))
+        view = state.cache.host.view(step.task.layer, first, batch.last)
+        with state.landing.frame():
+            keys, values = state.land(new)
+            append_kv(keys, values, view.keys, view.values, view.layout(self._cached(step, first, batch.last)))
+
+    def load(self, step: Step) -> None:
+        """Fetch the part of the cache that lies on the host."""
+        state, last = self.state, self.state.batch(step).last
+        first = state.cache.first_on_host[step.task.part]
+        sources = state.cache.host.block(step.task.layer, first, last)
+        for target, source in zip(self._loaded(step).block(len(sources[0])), sources, strict=True):
+            state.backend.copy(target, source)
 
     def attention(self, step: Step) -> None:
-        """Append to the cache and attend over it."""
-        state, batch = self.state, self.state.batch(step)
-        flight = self._host_flight(step)
-        query, new_keys, new_values = flight.qkv(batch.num_sequences)
-        keys, values = state.cache.keys[step.task.layer], state.cache.values[step.task.layer]
-        cached = state.host_lengths[batch.first : batch.last] + (step.pass_index - 1)
-        append_kv(new_keys, new_values, keys, values, state.cache.layout(batch.first, batch.last, cached))
-        layout = state.cache.layout(batch.first, batch.last, cached + 1)
-        out = flight.attended(batch.num_sequences).view(query.shape)
-        decode_attention(query, keys, values, layout, state.model.num_kv_heads, out)
+        """Append to the cache and attend over it: where it lies, or where it was fetched to."""
+        state, batch, layer = self.state, self.state.batch(step), step.task.layer
+        first = state.cache.first_on_host[step.task.part]
+        if batch.first < first:
+            self._attend(step, batch.first, state.cache.main.view(layer, batch.first, first))
+        if first < batch.last:
+            on_host = state.cache.host.view(layer, first, batch.last)
+            self._attend(step, first, on_host if state.attends_apart else self._loaded(step).view(on_host))
+
+    def _attend(self, step: Step, first: int, view: CacheView) -> None:
+        """Append and attend, for the sequences from `first` on whose cache is in view."""
+        state, batch, flight = self.state, self.state.batch(step), self._host_flight(step)
+        last = first + len(view.offsets)
+        rows = slice(first - batch.first, last - batch.first)
+        query, keys, values = (part[rows] for part in flight.qkv(batch.num_sequences))
+        cached = self._cached(step, first, last)
+        append_kv(keys, values, view.keys, view.values, view.layout(cached))
+        out = flight.attended(batch.num_sequences)[rows].view(query.shape)
+        decode_attention(query, view.keys, view.values, view.layout(cached + 1), state.model.num_kv_heads, out)
+
+    def _cached(self, step: Step, first: int, last: int) -> torch.Tensor:
+        """Return how many tokens of some sequences earlier passes have cached."""
+        return self.state.host_lengths[first:last] + (step.pass_index - 1)
+
+    def _loaded(self, step: Step) -> LoadedKV:
+        return self.state.cache.loaded[self.state.position(step) % IN_FLIGHT]
 
     def upload(self, step: Step) -> None:
         """Bring the attention output up."""
@@ -58,8 +94,4 @@ class DecodeTasks:
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half, and after the last layer the head."""
-        state, batch = self.state, self.state.batch(step)
-        hidden = state.buffers.hidden[batch.first : batch.last]
-        state.post_attention(step, self._flight(step).attended(batch.num_sequences), hidden)
-        if state.is_last_layer(step):
-            state.choose(step, hidden)
+        self.state.post_attention(step, self._flight(step).attended(self.state.batch(step).num_sequences))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from executor.experts import mixture
+from executor.experts import mixture, route
 from executor.linear import linear, operand
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
@@ -21,6 +21,7 @@ __all__ = [
     "pre_attention",
     "rms_norm",
     "rotate",
+    "route_attended",
 ]
 
 
@@ -123,6 +124,32 @@ def post_attention(
     with workspace.frame():
         normed = rms_norm(hidden, layer.post_norm, model.rms_norm_eps, workspace)
         hidden.add_(mixture(normed, layer.router, experts, model.experts_per_token, workspace))
+
+
+def route_attended(
+    attended: torch.Tensor,
+    hidden: torch.Tensor,
+    layer: LayerWeights,
+    model: ModelSpec,
+    workspace: Workspace,
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """Do as `post_attention` up to the experts; `out` takes each token's shares, experts and normed hidden state.
+
+    Without a router every token goes to expert 0 with a share of 1.
+    """
+    shares, chosen, normed = out
+    with workspace.frame():
+        hidden.add_(linear(attended, layer.output, workspace))
+    with workspace.frame():
+        normed.copy_(rms_norm(hidden, layer.post_norm, model.rms_norm_eps, workspace))
+        if layer.router is None:
+            shares.fill_(1.0)
+            chosen.zero_()
+        else:
+            weights, experts = route(linear(normed, layer.router, workspace), model.experts_per_token)
+            shares.copy_(weights)
+            chosen.copy_(experts)
 
 
 def next_tokens(hidden: torch.Tensor, weights: ModelWeights, model: ModelSpec, workspace: Workspace) -> torch.Tensor:

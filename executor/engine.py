@@ -12,8 +12,9 @@ import torch
 
 from executor.buffers import WaveBuffers
 from executor.decoder import RotaryTable
-from executor.kv_cache import KVCache
+from executor.kv_cache import WaveCache
 from executor.measure import WaveSpans, measured
+from executor.memory import main_device, main_memory, pinned_memory, torch_dtype
 from executor.prompts import Completion, Prompt
 from executor.running import run_schedule
 from executor.state import WaveState
@@ -21,9 +22,9 @@ from executor.supported import check_runnable
 from executor.tasks import TaskRunner
 from executor.tokenizer import Tokenizer, end_tokens
 from executor.warm_up import warm_up
-from executor.wave import deal_waves, make_wave
-from executor.weights import load_weights, torch_dtype
-from executor.workspace import Allocate, Workspace
+from executor.wave import Wave, deal_waves, make_wave
+from executor.weights import load_weights
+from executor.workspace import ALIGNMENT_BYTES, Workspace
 from hrm.compare import Measured
 from hrm.device.backend import Backend
 from hrm.device.opening import open_backend
@@ -36,7 +37,7 @@ from hrm.policy import Policy, Processor
 from hrm.records import record
 from hrm.schedule.catalog import build_schedule
 from hrm.workload import Workload
-from hrm.workspace import workspace_bytes
+from hrm.workspace import experts_workspace_bytes, workspace_bytes
 
 __all__ = ["Engine", "Generation", "Runnable"]
 
@@ -101,9 +102,7 @@ class Engine:
         self._process = psutil.Process()
         self._peak_rss_bytes = 0
         self._weights, self._experts = load_weights(self.policy, self.model, Path(checkpoint_dir), backend)
-        on_gpu = self.policy.ffn_device is Processor.GPU
-        self._allocate: Allocate = backend.empty if on_gpu else backend.host_empty
-        self._device = backend.device if on_gpu else torch.device("cpu")
+        self._device = main_device(self.policy, backend)
         dtype = torch_dtype(self.policy.weight_dtype)
         self._rotary = RotaryTable(self.model, self.workload.max_context_len, dtype, self._device)
 
@@ -162,8 +161,8 @@ class Engine:
         wave = make_wave(places, [len(prompt.tokens) for prompt in prompts], policy)
         tokens = [token for place in wave.order for token in prompts[place].tokens]
         positions = [position for length in wave.prompt_lens for position in range(length)]
-        largest = max(batch.num_tokens for batch in wave.micro_batches)
         lengths = torch.tensor(wave.prompt_lens)
+        main, on_cpu, landing = self._workspaces(wave)
         return WaveState(
             policy=policy,
             model=model,
@@ -171,9 +170,11 @@ class Engine:
             weights=self._weights,
             experts=self._experts,
             rotary=self._rotary,
-            workspace=Workspace(int(workspace_bytes(model, largest, policy.micro_batch_size)), self._allocate),
+            workspace=main,
+            cpu_workspace=on_cpu,
+            landing=landing,
             wave=wave,
-            cache=self._cache([length + gen_len - 1 for length in wave.prompt_lens]),
+            cache=WaveCache.of(policy, model, wave, gen_len, self.backend),
             buffers=WaveBuffers(policy, model, wave, gen_len, self.backend),
             prompt_tokens=torch.tensor(tokens, device=self._device),
             positions=torch.tensor(positions, device=self._device),
@@ -181,14 +182,22 @@ class Engine:
             host_lengths=lengths,
         )
 
-    def _cache(self, capacities: Sequence[int]) -> KVCache:
-        pinned = self.policy.ffn_device is Processor.GPU
-
-        def host(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-            return self.backend.host_empty(shape, dtype, pinned=pinned)
-
-        allocate: Allocate = host if self.policy.attention_device is Processor.CPU else self.backend.empty
-        return KVCache(self.model, capacities, torch_dtype(self.policy.kv_dtype), allocate)
+    def _workspaces(self, wave: Wave) -> tuple[Workspace, Workspace, Workspace]:
+        """Make those of the main device, of the CPU's experts beside it, and of keys and values on their way down."""
+        policy, model, backend = self.policy, self.model, self.backend
+        tokens = max(batch.num_tokens for batch in wave.micro_batches)
+        on_gpu = policy.main_device is Processor.GPU
+        main = int(workspace_bytes(model, tokens, policy.micro_batch_size))
+        splits = on_gpu and policy.experts_on_cpu(model) > 0
+        room = experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
+        goes_down = on_gpu and policy.kv_on_gpu < 1
+        formats = ((tokens, policy.kv_dtype), (policy.micro_batch_size, policy.weight_dtype))
+        largest = max(rows * torch_dtype(dtype).itemsize for rows, dtype in formats) * 2 * model.kv_size
+        return (
+            Workspace(main, main_memory(policy, backend)),
+            Workspace(int(room) if splits else 0, backend.host_empty),
+            Workspace(largest + ALIGNMENT_BYTES if goes_down else 0, pinned_memory(backend)),
+        )
 
     def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
         longest, gen_len = self.workload.max_prompt_len, self.workload.gen_len
@@ -242,5 +251,5 @@ def _check_backend(policy: Policy, backend: Backend) -> None:
     for name, dtype in (("weight_dtype", policy.weight_dtype), ("kv_dtype", policy.kv_dtype)):
         if dtype not in allowed:
             raise PolicyError(f"{name} {dtype}: not executed on this device (one of {', '.join(allowed)})")
-    if policy.ffn_device is Processor.GPU and backend.memory_capacity_bytes == 0:
-        raise PolicyError(f"ffn_device gpu: backend {backend.name} has no device (plan for the CPU, or open a device)")
+    if policy.main_device is Processor.GPU and backend.memory_capacity_bytes == 0:
+        raise PolicyError(f"a policy for the gpu: backend {backend.name} has no device (plan for the CPU, or open one)")

@@ -11,7 +11,7 @@ from executor.linear import linear, operand
 from executor.workspace import Workspace
 from hrm.workspace import ROWS_AT_A_TIME
 
-__all__ = ["apply_expert", "assignments", "mixture", "route", "swiglu"]
+__all__ = ["apply_expert", "assignments", "mixture", "route", "swiglu", "weighted_sum"]
 
 
 def route(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,6 +67,27 @@ def apply_expert(
             total.index_add_(0, rows, result.mul_(part))
 
 
+def weighted_sum(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    chosen: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    first: int,
+    workspace: Workspace,
+) -> torch.Tensor:
+    """Return what experts number `first` and following add to each token of x [tokens, hidden], in the workspace.
+
+    `weights` and `chosen` [tokens, experts_per_token] are what `route` returns, over all experts.
+    """
+    wide = operand(x, experts[0], workspace)
+    total = workspace.take(x.shape, wide.dtype).zero_()
+    last = first + len(experts)
+    for expert, tokens, shares in assignments(weights, chosen, last):
+        if first <= expert < last:
+            apply_expert(wide, tokens, shares, experts[expert - first], workspace, total)
+    return total
+
+
 def mixture(
     x: torch.Tensor,
     router: torch.Tensor | None,
@@ -75,16 +96,13 @@ def mixture(
     workspace: Workspace,
 ) -> torch.Tensor:
     """Return the experts' output for x [tokens, hidden], in the workspace; without a router the one expert's."""
+    if router is not None:
+        with workspace.frame():
+            weights, chosen = route(linear(x, router, workspace), experts_per_token)
+        return weighted_sum(x, weights, chosen, experts, 0, workspace)
     wide = operand(x, experts[0], workspace)
     total = workspace.take(x.shape, wide.dtype)
-    if router is None:
-        for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):
-            with workspace.frame():
-                swiglu(part, experts[0], workspace, result)
-        return total
-    total.zero_()
-    with workspace.frame():
-        weights, chosen = route(linear(x, router, workspace), experts_per_token)
-    for expert, tokens, shares in assignments(weights, chosen, len(experts)):
-        apply_expert(wide, tokens, shares, experts[expert], workspace, total)
+    for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):
+        with workspace.frame():
+            swiglu(part, experts[0], workspace, result)
     return total

@@ -12,7 +12,7 @@ from executor.attention import append_kv, decode_attention, prefill_attention
 from executor.decoder import rms_norm, rotate
 from executor.experts import apply_expert, assignments, route
 from executor.linear import linear, operand
-from executor.weights import torch_dtype
+from executor.memory import torch_dtype
 from executor.workspace import Workspace
 from hrm.ceilings import Kernel
 from hrm.dtypes import DType

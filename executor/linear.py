@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from executor.workspace import Workspace
-from hrm.workspace import PIECE_ELEMENTS, ROWS_AT_A_TIME
+from hrm.workspace import ROWS_AT_A_TIME, piece_rows
 
 __all__ = ["is_native", "linear", "operand"]
 
@@ -83,7 +83,7 @@ def _widened_product(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace
     wide = _widened(x, workspace)
     product = out if out.dtype == torch.float32 else workspace.take(out.shape, torch.float32)
     outputs, inputs = weight.shape
-    step = _piece_rows(outputs, inputs)
+    step = piece_rows(outputs, inputs)
     piece = workspace.take((step, inputs), torch.float32)
     for first in range(0, outputs, step):
         last = min(first + step, outputs)
@@ -91,7 +91,3 @@ def _widened_product(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace
         torch.mm(wide, piece[: last - first].t(), out=product[:, first:last])
     if product is not out:
         out.copy_(product)
-
-
-def _piece_rows(outputs: int, inputs: int) -> int:
-    return max(1, min(outputs, PIECE_ELEMENTS // inputs))

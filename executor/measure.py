@@ -12,6 +12,9 @@ from hrm.schedule.task import Lane, Phase, TaskKind
 
 __all__ = ["WaveSpans", "measured"]
 
+_MAKES_TOKENS = (TaskKind.POST_ATTENTION, TaskKind.HEAD)
+"""The last of these to end in prefill made the last first token: the head comes with one, or after it as the other."""
+
 
 @record
 class WaveSpans:
@@ -23,11 +26,7 @@ class WaveSpans:
     @property
     def windows(self) -> dict[Phase, tuple[float, float]]:
         """Begin and end of each phase; decode is empty where prefill made the only token."""
-        firsts = (
-            span.ended_s
-            for span in self.spans
-            if span.phase is Phase.PREFILL and span.key.kind is TaskKind.POST_ATTENTION
-        )
+        firsts = (span.ended_s for span in self.spans if span.phase is Phase.PREFILL and span.key.kind in _MAKES_TOKENS)
         first_tokens_s = max(firsts)
         end_s = max(span.ended_s for span in self.spans)
         return {Phase.PREFILL: (self.begun_s, first_tokens_s), Phase.DECODE: (first_tokens_s, end_s)}

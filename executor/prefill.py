@@ -1,4 +1,4 @@
-"""What each kind of task does in prefill: whole prompts, all on the FFN's device, keys and values to the cache."""
+"""What each kind of task does in prefill: whole prompts, all on the main device, keys and values to the cache."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ class PrefillTasks:
     def pre_attention(self, step: Step) -> None:
         """Make queries in token order; keys and values are laid out as the cache holds them."""
         state, batch, flight = self.state, self.state.batch(step), self._flight(step)
-        model, rows = state.model, slice(batch.token_first, batch.token_last)
-        hidden = state.buffers.hidden[rows]
+        model, rows, hidden = state.model, slice(batch.token_first, batch.token_last), state.hidden(step)
         if step.task.layer == 0:
             state.embed(state.prompt_tokens[rows], hidden)
         rotary = state.rotary.at(state.positions[rows])
@@ -41,33 +40,32 @@ class PrefillTasks:
                 own_values.copy_(values[batch.rows(index)].transpose(0, 1))
 
     def offload(self, step: Step) -> None:
-        """Copy keys and values to the cache: a head's rows of a sequence lie together on both sides."""
-        state, batch, flight = self.state, self.state.batch(step), self._flight(step)
-        for index, tokens in enumerate(batch.prompt_lens):
-            targets = state.cache.prompt_rows(step.task.layer, batch.first + index, tokens)
-            for target, source in zip(targets, flight.keys_values(batch, index), strict=True):
-                for head in range(state.model.num_kv_heads):
-                    state.backend.copy(target[head], source[head])
+        """Bring keys and values that belong there down to the host, one copy each, and put them into the cache."""
+        state, batch, cache = self.state, self.state.batch(step), self.state.cache
+        first = cache.first_on_host[step.task.part] - batch.first
+        sources = self._flight(step).all_keys_values(batch, first, batch.num_sequences)
+        with state.landing.frame():
+            keys, values = state.land(sources)
+            sizes = [tokens * state.model.kv_size for tokens in batch.prompt_lens[first:]]
+            parts = zip(torch.split(keys, sizes), torch.split(values, sizes), strict=True)
+            for index, own in enumerate(parts, start=first):
+                rows = cache.host.prompt_rows(step.task.layer, batch.first + index, batch.prompt_lens[index])
+                for target, source in zip(rows, own, strict=True):
+                    target.copy_(source.view(target.shape))
 
     def attention(self, step: Step) -> None:
-        """Attend within each prompt; where the cache lies on this device, write it too."""
+        """Attend within each prompt; write the cache of those that keep theirs on this device."""
         state, batch, flight = self.state, self.state.batch(step), self._flight(step)
         query, attended = flight.query(batch), flight.attended(batch)
-        cache_is_here = state.policy.ffn_device is state.policy.attention_device
         for index, tokens in enumerate(batch.prompt_lens):
             keys, values = flight.keys_values(batch, index)
             rows = batch.rows(index)
             prefill_attention(query[rows], keys.to(query.dtype), values.to(query.dtype), attended[rows])
-            if cache_is_here:
-                cached_keys, cached_values = state.cache.prompt_rows(step.task.layer, batch.first + index, tokens)
-                cached_keys.copy_(keys)
-                cached_values.copy_(values)
+            if batch.first + index < state.cache.first_on_host[step.task.part]:
+                cached = state.cache.main.prompt_rows(step.task.layer, batch.first + index, tokens)
+                cached[0].copy_(keys)
+                cached[1].copy_(values)
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half; after the last layer only each prompt's last token goes through the head."""
-        state, batch = self.state, self.state.batch(step)
-        hidden = state.buffers.hidden[batch.token_first : batch.token_last]
-        state.post_attention(step, self._flight(step).attended(batch), hidden)
-        if state.is_last_layer(step):
-            ends = torch.tensor(batch.token_starts[1:], device=hidden.device) - (batch.token_first + 1)
-            state.choose(step, hidden.index_select(0, ends))
+        self.state.post_attention(step, self._flight(step).attended(self.state.batch(step)))

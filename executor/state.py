@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from executor.buffers import WaveBuffers
-from executor.decoder import ModelWeights, RotaryTable, next_tokens, post_attention
-from executor.kv_cache import KVCache
+from executor.buffers import SplitFlight, WaveBuffers
+from executor.decoder import ModelWeights, RotaryTable, next_tokens, post_attention, route_attended
+from executor.kv_cache import WaveCache
 from executor.wave import MicroBatch, Wave
 from executor.weights import ExpertStore
 from executor.workspace import Workspace
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
-from hrm.policy import Policy
+from hrm.policy import Policy, Processor
 from hrm.records import record
-from hrm.schedule.task import Task
+from hrm.schedule.task import IN_FLIGHT, Phase, Task
 
 __all__ = ["Step", "WaveState"]
 
@@ -30,7 +31,11 @@ class Step(NamedTuple):
 
 @record
 class WaveState:
-    """All that the tasks of a wave share; `prompt_tokens`, `positions` and `lengths` lie on the FFN's device."""
+    """All that the tasks of a wave share; `prompt_tokens`, `positions` and `lengths` lie on the main device.
+
+    `workspace` is the main device's, `cpu_workspace` that of experts which the CPU computes for a GPU, and in `landing`
+    keys and values arrive in host memory before they are put where they belong.
+    """
 
     policy: Policy
     model: ModelSpec
@@ -39,13 +44,20 @@ class WaveState:
     experts: ExpertStore
     rotary: RotaryTable
     workspace: Workspace
+    cpu_workspace: Workspace
+    landing: Workspace
     wave: Wave
-    cache: KVCache
+    cache: WaveCache
     buffers: WaveBuffers
     prompt_tokens: torch.Tensor
     positions: torch.Tensor
     lengths: torch.Tensor
     host_lengths: torch.Tensor
+
+    @property
+    def attends_apart(self) -> bool:
+        """Whether decode attends on the CPU while the rest runs on the GPU."""
+        return self.policy.attention_device is not self.policy.main_device
 
     def batch(self, step: Step) -> MicroBatch:
         """Return the micro-batch that a step works on."""
@@ -59,22 +71,53 @@ class WaveState:
         """Return the number of the layer's use over the run; weights laid ahead are for the next pass."""
         return (step.pass_index + step.task.for_next_pass) * self.model.num_layers + step.task.layer
 
-    def is_last_layer(self, step: Step) -> bool:
-        """Whether the step belongs to the layer that the head follows."""
-        return step.task.layer == self.model.num_layers - 1
+    def hidden(self, step: Step) -> torch.Tensor:
+        """Return the hidden states that a step works on: of all prompt tokens in prefill, then one per sequence."""
+        batch = self.batch(step)
+        prefill = step.pass_index == 0
+        rows = slice(batch.token_first, batch.token_last) if prefill else slice(batch.first, batch.last)
+        return self.buffers.hidden[rows]
 
     def embed(self, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
         """Write the tokens' embeddings into `hidden`."""
         torch.index_select(self.weights.embedding, 0, tokens, out=hidden)
 
-    def post_attention(self, step: Step, attended: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Run what follows attention in the step's layer, on `hidden` in place."""
-        experts = self.experts.at_work(step.task.layer, self.use(step))
-        layer = self.weights.layers[step.task.layer]
-        post_attention(attended, hidden, layer, experts, self.model, self.workspace)
+    def main_experts(self, layer: int, use: int) -> list[torch.Tensor]:
+        """Return the experts of a layer that the main device computes, at this use of them."""
+        if self.policy.main_device is Processor.CPU:
+            return self.experts.on_cpu(layer)
+        return self.experts.on_gpu(layer, use)
 
-    def choose(self, step: Step, hidden: torch.Tensor) -> None:
+    def split_flight(self, step: Step) -> SplitFlight:
+        """Return the buffers of the step's micro-batch around experts that CPU and GPU split."""
+        phase = Phase.DECODE if step.pass_index else Phase.PREFILL
+        return self.buffers.split[phase][self.position(step) % IN_FLIGHT]
+
+    def post_attention(self, step: Step, attended: torch.Tensor) -> None:
+        """Run what follows attention in the step's layer, up to split experts, or to the next token where none are."""
+        hidden, layer = self.hidden(step), self.weights.layers[step.task.layer]
+        if self.buffers.split:
+            routed = self.split_flight(step).routed.parts(len(hidden))
+            route_attended(attended, hidden, layer, self.model, self.workspace, routed)
+            return
+        experts = self.main_experts(step.task.layer, self.use(step))
+        post_attention(attended, hidden, layer, experts, self.model, self.workspace)
+        if step.task.layer == self.model.num_layers - 1:
+            self.choose(step)
+
+    def land(self, sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copy tensors down, on the d2h lane, and return them when they have arrived; for the frame of `landing`."""
+        landed = [self.landing.take(source.shape, source.dtype) for source in sources]
+        for target, source in zip(landed, sources, strict=True):
+            self.backend.copy(target, source)
+        self.backend.await_copies()
+        return landed
+
+    def choose(self, step: Step) -> None:
         """Record the next token of each sequence of the micro-batch, given its last hidden state."""
-        batch = self.batch(step)
+        batch, hidden = self.batch(step), self.hidden(step)
+        if step.pass_index == 0:
+            ends = torch.tensor(batch.token_starts[1:], device=hidden.device) - (batch.token_first + 1)
+            hidden = hidden.index_select(0, ends)
         tokens = next_tokens(hidden, self.weights, self.model, self.workspace)
         self.buffers.generated[step.pass_index, batch.first : batch.last].copy_(tokens)

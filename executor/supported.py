@@ -8,13 +8,12 @@ from math import inf
 from hrm.dtypes import DType
 from hrm.errors import ModelError, PolicyError
 from hrm.model import ModelSpec
-from hrm.policy import Policy, Processor, ScheduleName
+from hrm.policy import Policy
 
 __all__ = ["check_model", "check_runnable"]
 
 _FAMILIES = ("llama", "mixtral")
 _DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
-_SCHEDULES = (ScheduleName.CGOPIPE, ScheduleName.HOST)
 
 
 def check_runnable(model: ModelSpec, policy: Policy, max_context_len: int | None = None) -> None:
@@ -63,12 +62,6 @@ def _model_problems(model: ModelSpec, max_context_len: int) -> Iterator[str]:
 
 
 def _policy_problems(policy: Policy) -> Iterator[str]:
-    if policy.schedule not in _SCHEDULES:
-        yield f"schedule {policy.schedule} (one of {', '.join(_SCHEDULES)} is run: plan again)"
-    if policy.cpu_experts:
-        yield f"cpu_experts {policy.cpu_experts}, experts on both devices (plan again with 0)"
-    if policy.ffn_device is Processor.CPU and policy.attention_device is Processor.GPU:
-        yield "ffn_device cpu with attention_device gpu (plan again with the experts on the gpu, or both on the cpu)"
     if policy.expert_dtype not in (None, policy.weight_dtype):
         yield f"expert_dtype {policy.expert_dtype} beside weight_dtype {policy.weight_dtype} (plan again with one)"
     for name, dtype in (("weight_dtype", policy.weight_dtype), ("kv_dtype", policy.kv_dtype)):

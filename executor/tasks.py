@@ -8,6 +8,7 @@ import torch
 
 from executor.decode import DecodeTasks
 from executor.prefill import PrefillTasks
+from executor.split import SplitTasks
 from executor.state import Step, WaveState
 from hrm.schedule.task import Phase, Task, TaskKind
 
@@ -18,7 +19,7 @@ class TaskRunner:
     """One handler per task kind and phase."""
 
     def __init__(self, state: WaveState) -> None:
-        prefill, decode = PrefillTasks(state), DecodeTasks(state)
+        prefill, decode, split = PrefillTasks(state), DecodeTasks(state), SplitTasks(state)
         self._state = state
         self._handlers: dict[tuple[Phase, TaskKind], Callable[[Step], None]] = {
             (Phase.PREFILL, TaskKind.PRE_ATTENTION): prefill.pre_attention,
@@ -29,8 +30,17 @@ class TaskRunner:
             (Phase.DECODE, TaskKind.QKV_OFFLOAD): decode.offload,
             (Phase.DECODE, TaskKind.ATTENTION): decode.attention,
             (Phase.DECODE, TaskKind.HIDDEN_UPLOAD): decode.upload,
+            (Phase.DECODE, TaskKind.KV_LOAD): decode.load,
             (Phase.DECODE, TaskKind.POST_ATTENTION): decode.post_attention,
         }
+        for phase in Phase:
+            self._handlers |= {
+                (phase, TaskKind.EXPERT_OFFLOAD): split.offload,
+                (phase, TaskKind.CPU_EXPERTS): split.on_cpu,
+                (phase, TaskKind.GPU_EXPERTS): split.on_gpu,
+                (phase, TaskKind.EXPERT_UPLOAD): split.upload,
+                (phase, TaskKind.HEAD): state.choose,
+            }
 
     def work(self, phase: Phase, task: Task, pass_index: int) -> Callable[[], None]:
         """Return what to submit for a task of pass `pass_index` (0 is prefill)."""

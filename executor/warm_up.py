@@ -8,10 +8,13 @@ from functools import partial
 import torch
 
 from executor.attention import append_kv, decode_attention, prefill_attention
-from executor.decoder import next_tokens, post_attention, pre_attention
+from executor.decoder import next_tokens, post_attention, pre_attention, route_attended
+from executor.experts import weighted_sum
+from executor.kv_cache import CacheView
+from executor.memory import torch_dtype
 from executor.state import WaveState
 from hrm.policy import Processor
-from hrm.schedule.task import Lane
+from hrm.schedule.task import Lane, Phase
 
 __all__ = ["warm_up"]
 
@@ -20,11 +23,12 @@ _ROWS = 4
 
 def warm_up(state: WaveState, lanes: Collection[Lane]) -> None:
     """Run one layer's kernels on a few rows, on the lanes that run them, and touch the other lanes."""
-    ffn_lane = Lane.GPU if state.policy.ffn_device is Processor.GPU else Lane.CPU
-    attention_lane = Lane.GPU if state.policy.attention_device is Processor.GPU else Lane.CPU
-    events = [state.backend.stream(lane).submit(_nothing) for lane in lanes]
-    events.append(state.backend.stream(ffn_lane).submit(partial(_dense_and_experts, state)))
-    events.append(state.backend.stream(attention_lane).submit(partial(_attention, state)))
+    streams = {lane: state.backend.stream(lane) for lane in lanes}
+    events = [stream.submit(_nothing) for stream in streams.values()]
+    events.append(streams[Lane(state.policy.main_device)].submit(partial(_dense_and_experts, state)))
+    events.append(state.backend.stream(Lane(state.policy.attention_device)).submit(partial(_attention, state)))
+    if state.buffers.split:
+        events.append(streams[Lane.CPU].submit(partial(_cpu_experts, state)))
     for event in events:
         event.wait()
 
@@ -47,21 +51,33 @@ def _dense_and_experts(state: WaveState) -> None:
         pre_attention(hidden, layer, model, rotary, state.workspace, (query, keys, values))
         attended = query.reshape(rows, model.query_size)
         prefill_attention(query, keys.transpose(0, 1), values.transpose(0, 1), attended)
-        post_attention(attended, hidden, layer, state.experts.at_work(0, 0), model, state.workspace)
+        if experts := state.main_experts(0, 0):
+            post_attention(attended, hidden, layer, experts, model, state.workspace)
+        else:
+            routed = state.buffers.split[Phase.DECODE][0].routed.parts(rows)
+            route_attended(attended, hidden, layer, model, state.workspace, routed)
         next_tokens(hidden, state.weights, model, state.workspace)
 
 
+def _cpu_experts(state: WaveState) -> None:
+    experts = state.experts.on_cpu(0)
+    first = state.model.num_experts - len(experts)
+    with torch.inference_mode(), state.cpu_workspace.frame():
+        x = torch.zeros((1, state.model.hidden_size), dtype=experts[0].dtype)
+        weighted_sum(x, torch.ones((1, 1)), torch.full((1, 1), first), experts, first, state.cpu_workspace)
+
+
 def _attention(state: WaveState) -> None:
-    model, cache = state.model, state.cache
-    device = cache.keys[0].device
-    dtype = state.weights.head.dtype
-    if cache.keys[0].numel() == 0 or state.host_lengths[0] >= cache.layout(0, 1, state.host_lengths)[1][0]:
-        return
+    """Attend over a cache of one token."""
+    model, dtype = state.model, torch_dtype(state.policy.kv_dtype)
+    device = state.backend.device if state.policy.attention_device is Processor.GPU else torch.device("cpu")
+    none = torch.zeros(1, dtype=torch.int64)
     with torch.inference_mode():
-        shape = (1, model.num_kv_heads, model.head_dim)
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        query = torch.zeros((1, model.num_query_heads, model.head_dim), dtype=dtype, device=device)
-        none = torch.zeros(1, dtype=torch.int64)
-        append_kv(keys, values, cache.keys[0], cache.values[0], cache.layout(0, 1, none))
-        layout = cache.layout(0, 1, none + 1)
-        decode_attention(query, cache.keys[0], cache.values[0], layout, model.num_kv_heads, torch.empty_like(query))
+        keys, values = (torch.zeros(model.kv_size, dtype=dtype, device=device) for _ in range(2))
+        view = CacheView(keys, values, offsets=none, capacities=none + 1)
+        query = torch.zeros(
+            (1, model.num_query_heads, model.head_dim), dtype=torch_dtype(state.policy.weight_dtype), device=device
+        )
+        new = query[:, : model.num_kv_heads]
+        append_kv(new, new, keys, values, view.layout(none))
+        decode_attention(query, keys, values, view.layout(none + 1), model.num_kv_heads, torch.empty_like(query))

@@ -1,4 +1,4 @@
-"""Where the weights lie: dense ones and resident experts on the FFN's device, streamed experts in host memory."""
+"""Where the weights lie: dense ones and resident experts on the main device, all other experts in host memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,15 @@ import torch
 
 from executor.decoder import LayerWeights, ModelWeights
 from executor.loading import CheckpointReader, load_dense, load_experts
-from executor.workspace import Allocate
+from executor.memory import main_memory, pinned_memory, torch_dtype
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
-from hrm.policy import Policy, Processor, Staging
+from hrm.policy import Policy, Staging
 from hrm.schedule.task import IN_FLIGHT
 
-__all__ = ["ExpertStore", "load_weights", "page_bounds", "torch_dtype"]
+__all__ = ["ExpertStore", "load_weights", "page_bounds"]
 
 _PAGE_ALIGNMENT_BYTES = 64
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype of a `DType` that torch computes with."""
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def page_bounds(num_elements: int, num_pages: int, itemsize: int) -> tuple[int, ...]:
@@ -40,47 +33,51 @@ def page_bounds(num_elements: int, num_pages: int, itemsize: int) -> tuple[int, 
 
 
 class ExpertStore:
-    """The experts of all layers: resident ones, streamed ones in host memory, and the device slots they stream into.
+    """The experts of all layers: resident ones, streamed ones in host memory, and at last those that the CPU computes.
 
-    `use` numbers the layers over the whole run: pass * num_layers + layer. It decides the slot.
+    `use` numbers the layers over the whole run: pass * num_layers + layer. It decides the slot that a layer's streamed
+    experts are in.
     """
 
     def __init__(self, policy: Policy, model: ModelSpec, backend: Backend) -> None:
         dtype = torch_dtype(policy.weight_dtype)
-        on_gpu = policy.ffn_device is Processor.GPU
         staged = policy.staging is Staging.PAGEABLE
         self._backend = backend
         self._expert = model.expert_parameters
         self._num_pages = policy.num_pages
-        self._resident_experts = policy.resident_experts
-        streamed = (model.num_experts - policy.resident_experts) * self._expert
-        self.bounds = page_bounds(streamed, policy.num_pages, dtype.itemsize)
-        self._resident = [
-            backend.empty((policy.resident_experts * self._expert,), dtype) for _ in range(model.num_layers)
-        ]
-        self._host = [
-            backend.host_empty((streamed,), dtype, pinned=on_gpu and not staged) for _ in range(model.num_layers)
-        ]
-        self._slots = [backend.empty((streamed,), dtype).zero_() for _ in range(IN_FLIGHT)] if on_gpu else []
+        counts = (policy.resident_experts, policy.streamed_experts(model), policy.experts_on_cpu(model))
+        resident, streamed, on_cpu = ((count * self._expert,) for count in counts)
+        pinned = backend.host_empty if staged else pinned_memory(backend)
+        layers = range(model.num_layers)
+        self._resident = [backend.empty(resident, dtype) for _ in layers]
+        self._streamed = [pinned(streamed, dtype) for _ in layers]
+        self._on_cpu = [backend.host_empty(on_cpu, dtype) for _ in layers]
+        self.bounds = page_bounds(*streamed, policy.num_pages, dtype.itemsize)
+        self._slots = [backend.empty(streamed, dtype).zero_() for _ in range(IN_FLIGHT if counts[1] else 0)]
         largest = max(last - first for first, last in pairwise(self.bounds))
-        staging_pages = IN_FLIGHT if on_gpu and staged else 0
-        self._staging = [backend.host_empty((largest,), dtype, pinned=True).zero_() for _ in range(staging_pages)]
+        staging_pages = IN_FLIGHT if self._slots and staged else 0
+        self._staging = [pinned_memory(backend)((largest,), dtype).zero_() for _ in range(staging_pages)]
 
     def home(self, layer: int, expert: int) -> torch.Tensor:
         """Return where an expert's weights lie for good: flat, in device or host memory."""
-        streamed = expert - self._resident_experts
-        flat, index = (self._host, streamed) if streamed >= 0 else (self._resident, expert)
-        return flat[layer][index * self._expert : (index + 1) * self._expert]
+        flats = (self._resident[layer], self._streamed[layer], self._on_cpu[layer])
+        return self._each(flats)[expert]
 
-    def at_work(self, layer: int, use: int) -> list[torch.Tensor]:
-        """Return the layer's experts where the FFN reads them; streamed ones in the slot of this use."""
-        streamed = self._slots[use % IN_FLIGHT] if self._slots else self._host[layer]
-        flats = (self._resident[layer], streamed)
+    def on_gpu(self, layer: int, use: int) -> list[torch.Tensor]:
+        """Return the experts that the GPU computes, the first ones; streamed ones lie in the slot of this use."""
+        slot = self._slots[use % IN_FLIGHT] if self._slots else self._streamed[layer]
+        return self._each((self._resident[layer], slot))
+
+    def on_cpu(self, layer: int) -> list[torch.Tensor]:
+        """Return the experts that the CPU computes, the last ones."""
+        return self._each((self._on_cpu[layer],))
+
+    def _each(self, flats: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         return [flat[at : at + self._expert] for flat in flats for at in range(0, flat.numel(), self._expert)]
 
     def pin_page(self, layer: int, page: int, use: int) -> None:
         """Copy a page from pageable memory into a pinned staging page."""
-        source = self._host[layer][self.bounds[page] : self.bounds[page + 1]]
+        source = self._streamed[layer][self.bounds[page] : self.bounds[page + 1]]
         self._staging_page(page, use)[: source.numel()].copy_(source)
 
     def copy_page(self, layer: int, page: int, use: int) -> None:
@@ -88,7 +85,7 @@ class ExpertStore:
         first, last = self.bounds[page : page + 2]
         if first == last:
             return
-        staged = self._staging_page(page, use)[: last - first] if self._staging else self._host[layer][first:last]
+        staged = self._staging_page(page, use)[: last - first] if self._staging else self._streamed[layer][first:last]
         self._backend.copy(self._slots[use % IN_FLIGHT][first:last], staged)
 
     def _staging_page(self, page: int, use: int) -> torch.Tensor:
@@ -106,7 +103,7 @@ def load_weights(policy: Policy, model: ModelSpec, folder: Path, backend: Backen
         When the device cannot hold what the policy puts there.
     """
     dtype = torch_dtype(policy.weight_dtype)
-    allocate: Allocate = backend.empty if policy.ffn_device is Processor.GPU else backend.host_empty
+    allocate = main_memory(policy, backend)
 
     def place(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         rows = sum(len(tensor) for tensor in tensors)

@@ -1,20 +1,19 @@
-"""One flat buffer per compute lane from which kernels take their temporaries: counted, mapped once, never freed."""
+"""One flat buffer per lane from which its work takes temporaries: counted, mapped once, never freed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from executor.memory import Allocate
 from hrm.errors import OutOfMemoryError
 
-__all__ = ["Allocate", "Workspace", "host_workspace"]
+__all__ = ["ALIGNMENT_BYTES", "Workspace", "host_workspace"]
 
-Allocate = Callable[[Sequence[int], torch.dtype], torch.Tensor]
-
-_ALIGNMENT_BYTES = 64
+ALIGNMENT_BYTES = 64
 
 
 class Workspace:
@@ -54,7 +53,7 @@ class Workspace:
                 f"workspace: {num_bytes} bytes asked with {first} of {self.capacity_bytes} in use (use a smaller "
                 f"micro-batch)"
             )
-        self._used_bytes = -(-last // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        self._used_bytes = -(-last // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         self.peak_bytes = max(self.peak_bytes, last)
         return self._flat[first:last].view(dtype).view(tuple(shape))
 

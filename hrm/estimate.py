@@ -92,11 +92,14 @@ class PassShape:
 def add_costs(costs: Iterable[Cost]) -> Cost:
     """Add up work done one after another."""
     parts = tuple(costs)
+    if len(parts) < 2:
+        return parts[0] if parts else Cost()
+    first, *others = parts
     return Cost(
-        seconds=sum(cost.seconds for cost in parts),
-        compute_s=sum(cost.compute_s for cost in parts),
-        bytes=sum(cost.bytes for cost in parts),
-        latency_s=sum(cost.latency_s for cost in parts),
+        seconds=sum((cost.seconds for cost in others), first.seconds),
+        compute_s=sum((cost.compute_s for cost in others), first.compute_s),
+        bytes=sum((cost.bytes for cost in others), first.bytes),
+        latency_s=sum((cost.latency_s for cost in others), first.latency_s),
     )
 
 
@@ -259,29 +262,33 @@ def operator_cost(operator: Operator, rates: Rates, level: str) -> Cost:
     At peaks: max(FLOP / P_peak, bytes / B_peak). As measured: the kernel's ceiling table where the profile has one for
     the level and dtype, else the same maximum at the kernel's achievable rates plus a launch; never less than at peaks.
     """
-    compute_s, memory_s = _kernel_s(operator, Rates(hardware=rates.hardware, measured=False), level)
+    compute_s, memory_s = _kernel_s(operator, rates.peaks, level)
     seconds = np.maximum(compute_s, memory_s)
     latency: Reals = 0.0
     if rates.measured:
-        measured_s, latency = _measured_s(operator, rates, level)
+        compute_s, memory_s = achieved = _kernel_s(operator, rates, level)
+        measured_s, latency = _measured_s(operator, rates, level, achieved)
         seconds = np.maximum(seconds, measured_s)
-        compute_s, memory_s = _kernel_s(operator, rates, level)
     bound_by_compute = np.where(compute_s > memory_s, seconds, 0.0)
     return Cost(seconds=seconds, compute_s=bound_by_compute, bytes=operator.bytes, latency_s=latency)
 
 
-def _measured_s(operator: Operator, rates: Rates, level: str) -> tuple[Reals, Reals]:
+def _measured_s(operator: Operator, rates: Rates, level: str, achieved: tuple[Reals, Reals]) -> tuple[Reals, Reals]:
     """Return an operator's measured or achievable seconds, and those of them that are its launch."""
     table = rates.table(level, operator.kernel, operator.dtype)
     if table is not None:
-        return _table_s(operator, rates, level, table), 0.0
+        return _table_s(operator, rates, level, achieved, table), 0.0
     launch = rates.launch_s(level) * np.minimum(operator.calls, 1.0)
-    return np.maximum(*_kernel_s(operator, rates, level)) + launch, launch
+    return np.maximum(*achieved) + launch, launch
 
 
-def _kernel_s(
-    operator: Operator, rates: Rates, level: str, size: Reals = 1.0, rows: Reals = 1.0
-) -> tuple[Reals, Reals]:
+def _kernel_s(operator: Operator, rates: Rates, level: str) -> tuple[Reals, Reals]:
+    """Return compute and memory seconds at the kernel's rates."""
+    compute_s = operator.flop / rates.flop_per_s(level, operator.dtype, operator.kernel)
+    return compute_s, operator.bytes / rates.read_bytes_per_s(level, operator.kernel)
+
+
+def _resized_s(operator: Operator, rates: Rates, level: str, size: Reals, rows: Reals) -> tuple[Reals, Reals]:
     """Return compute and memory seconds at the kernel's rates, for `size` and `rows` times its own shape."""
     flop = operator.flop * size**operator.kernel.size_exponent * rows
     compute_s = flop / rates.flop_per_s(level, operator.dtype, operator.kernel)
@@ -289,7 +296,7 @@ def _kernel_s(
     return compute_s, moved / rates.read_bytes_per_s(level, operator.kernel)
 
 
-def _table_s(operator: Operator, rates: Rates, level: str, table: CeilingTable) -> Reals:
+def _table_s(operator: Operator, rates: Rates, level: str, achieved: tuple[Reals, Reals], table: CeilingTable) -> Reals:
     """Read a kernel's table; beyond its largest shape time grows from its edge as the achievable rates say.
 
     What was measured at the edge corrects the term that binds there; the other counts from where it takes over.
@@ -298,8 +305,8 @@ def _table_s(operator: Operator, rates: Rates, level: str, table: CeilingTable) 
     edge_s = operator.calls * table.time_s(size, rows)
     if np.all(size == operator.size) and np.all(rows == operator.rows):
         return edge_s
-    compute_s, memory_s = _kernel_s(operator, rates, level)
-    edge_compute_s, edge_memory_s = _kernel_s(operator, rates, level, size / operator.size, rows / operator.rows)
+    compute_s, memory_s = achieved
+    edge_compute_s, edge_memory_s = _resized_s(operator, rates, level, size / operator.size, rows / operator.rows)
     longer_s = np.maximum(edge_compute_s, edge_memory_s)
     compute_s = compute_s * _correction(edge_s, edge_compute_s, longer_s)
     return np.maximum(compute_s, memory_s * _correction(edge_s, edge_memory_s, longer_s))

@@ -28,6 +28,8 @@ __all__ = [
     "Level",
     "Link",
     "Measurement",
+    "MemoryRoof",
+    "ProductRoof",
     "Rate",
     "SharedRate",
     "bundled_profiles",
@@ -59,12 +61,39 @@ class Rate:
 
 
 @record
+class MemoryRoof:
+    """A rate of reading or writing memory, by `threads` threads, each going through `thread_bytes` over and over.
+
+    Copies count two bytes per byte copied and triads three; a line that a regular store reads before it is written is
+    not counted, and a non-temporal store reads none.
+    """
+
+    threads: PositiveInt
+    thread_bytes: PositiveInt
+    bytes_per_s: Rate
+
+
+@record
+class ProductRoof:
+    """A rate of multiplying [rows, inner] by [inner, columns], at the best of several shapes; an addition is a FLOP."""
+
+    threads: PositiveInt
+    rows: PositiveInt
+    inner: PositiveInt
+    columns: PositiveInt
+    flop_per_s: Rate
+
+
+@record
 class Level:
     """A memory, and the processor that owns it where `compute_flop_per_s` is not empty.
 
     `count` processors of one kind (cards, CPU sockets) share the work: capacity, bandwidth, compute and `cores` are one
     processor's, and multiply. `launch_s` is what starting one small kernel costs (None: the class's default).
     `assumed` replaces defaults of `hrm.achievable`; those of a link belong to its faster end.
+
+    `memory_roofs` (by place, access and threads: `l2_read_x1`) and `product_roofs` (`float32_x1`) are what a profile
+    measured besides; no prediction reads them.
     """
 
     description: str
@@ -80,13 +109,16 @@ class Level:
     one_thread_copy_bytes_per_s: Rate | None = None
     launch_s: NonNegative | None = None
     assumed: dict[Trait, Positive] = field(default_factory=dict)
+    memory_roofs: dict[str, MemoryRoof] = field(default_factory=dict)
+    product_roofs: dict[str, ProductRoof] = field(default_factory=dict)
 
 
 @record
 class Link:
     """One direction between two levels: `paths` of `bytes_per_s` each that do not share a way, one if not stated.
 
-    Several GPUs behind one host share one path, whatever the slots could do together.
+    Several GPUs behind one host share one path, whatever the slots could do together. `other_bytes_per_s` is the link
+    used otherwise: `pageable` memory, `both_ways` at once, a disk by size of request and depth (`1MiB_x4`).
     """
 
     source: str
@@ -94,6 +126,7 @@ class Link:
     bytes_per_s: Rate
     paths: PositiveInt = 1
     latency_s: NonNegative | None = None
+    other_bytes_per_s: dict[str, Rate] = field(default_factory=dict)
 
 
 @record
@@ -128,7 +161,8 @@ class HardwareProfile:
 
     `contention` gives, per lane, the share of its own rate that it keeps while the other lanes are busy. `shared` gives
     what lanes draw on together; without it they share host memory alone (`hrm.rates`).
-    `provenance` says for each dotted field path where the number comes from (`hrm.provenance`).
+    `provenance` says for each dotted field path where the number comes from (`hrm.provenance`). `system` says in
+    words how the machine was set while it was measured: processor, kernel, huge pages, load, command.
     """
 
     schema_version: Literal[1] = 1
@@ -142,6 +176,7 @@ class HardwareProfile:
     ceilings: tuple[CeilingTable, ...] = ()
     contention: dict[str, Share] = field(default_factory=dict)
     shared: dict[str, SharedRate] = field(default_factory=dict)
+    system: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
 
     def level(self, name: str) -> Level:

@@ -67,6 +67,14 @@ def _check_level(name: str, level: Level, where: str) -> None:
         _check_rate(rate, f"{where}.compute_flop_per_s.{dtype}")
     for field_name in _BANDWIDTHS:
         _check_rate(getattr(level, field_name), f"{where}.{field_name}")
+    _check_roofs(level, where)
+
+
+def _check_roofs(level: Level, where: str) -> None:
+    for name, memory in level.memory_roofs.items():
+        _check_rate(memory.bytes_per_s, f"{where}.memory_roofs.{name}.bytes_per_s")
+    for name, product in level.product_roofs.items():
+        _check_rate(product.flop_per_s, f"{where}.product_roofs.{name}.flop_per_s")
 
 
 def _check_link(name: str, link: Link, profile: HardwareProfile, where: str) -> None:
@@ -83,6 +91,8 @@ def _check_link(name: str, link: Link, profile: HardwareProfile, where: str) -> 
     if link.paths > processors:
         raise SchemaError(f"{where}.paths: {link.paths} exceeds the count of either end, {processors} (lower it)")
     _check_rate(link.bytes_per_s, f"{where}.bytes_per_s")
+    for use, rate in link.other_bytes_per_s.items():
+        _check_rate(rate, f"{where}.other_bytes_per_s.{use}")
 
 
 def _check_table(table: CeilingTable, profile: HardwareProfile, where: str) -> None:

@@ -67,7 +67,7 @@ class PassCosts:
     last: dict[LayerKind, Kinds]
     full_head: Cost
     last_head: Cost
-    stretch: dict[Lane, float]
+    stretch: dict[Lane, Reals]
 
     def work_of(self, task: Task) -> Work:
         """Return what one task of the pass demands, for a grid of one policy."""
@@ -207,11 +207,18 @@ def contended(costs: PassCosts, rates: Rates) -> PassCosts:
     A pass that uses one lane only has nothing to contend with.
     """
     kept = rates.hardware.contention
-    every = ((kind, cost) for kinds in costs.full.values() for kind, cost in kinds.items())
-    lanes = {costs.lane_of(kind) for kind, cost in every if np.any(np.greater(cost.seconds, 0.0))}
-    if len(lanes) == 1:
+    busy: dict[Lane, Reals] = {}
+    for kinds in costs.full.values():
+        for kind, cost in kinds.items():
+            lane = costs.lane_of(kind)
+            busy[lane] = np.maximum(busy.get(lane, 0.0), np.sign(cost.seconds))
+    contends = np.greater(sum(busy.values()), 1.0)
+    if not np.any(contends):
         return costs
-    return replace(costs, stretch={lane: 1.0 / kept[lane] for lane in lanes if kept.get(lane, 0.0) > 0.0})
+    stretch: dict[Lane, Reals] = {
+        lane: np.where(contends, 1.0 / kept[lane], 1.0) for lane in busy if kept.get(lane, 0.0) > 0.0
+    }
+    return replace(costs, stretch=stretch)
 
 
 def lane_work(costs: PassCosts, shared: tuple[Shared, ...]) -> LaneWork:

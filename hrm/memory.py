@@ -31,6 +31,9 @@ __all__ = [
     "usable_bytes",
 ]
 
+_ROUTING_BYTES = 4 + 4
+"""Bytes that say which expert a token goes to, and with what share."""
+
 
 @record
 class DeviceLedger:
@@ -123,8 +126,11 @@ def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, 
         return {"gpu": {}, "cpu": held | {"expert_weights": on_cpu, "kv_cache": kv_bytes}}
     streamed = streamed_layer_bytes(grid, model)
     loads = choices.schedule is ScheduleName.KV_TRANSFER
-    attends_on_gpu = choices.attention_device is Processor.GPU
+    splits = np.any(grid.experts_on_cpu(model))
+    around_experts = _split_bytes(grid, model, workload) if splits else {"gpu": 0.0, "cpu": 0.0}
+    rounding = model.num_layers * _divided_sequence_bytes(grid, model, workload)
     gpu = held | {
+        "activations": held["activations"] + around_experts["gpu"],
         "expert_weights": model.num_moe_layers * _expert_bytes(grid, model) * grid.resident_experts,
         "page_buffers": IN_FLIGHT * streamed,
         "kv_cache": grid.kv_on_gpu * kv_bytes + (_kv_in_flight_bytes(grid, model, workload) if loads else 0.0),
@@ -132,22 +138,28 @@ def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, 
     cpu = {
         "expert_weights": on_cpu,
         "page_buffers": IN_FLIGHT * page_bytes(grid, model) if choices.staging is Staging.PAGEABLE else 0.0,
-        "kv_cache": (1.0 - grid.kv_on_gpu) * kv_bytes,
-        "activations": 0.0 if attends_on_gpu else _transfer_bytes(grid, model, workload),
+        "kv_cache": (1.0 - grid.kv_on_gpu) * kv_bytes + rounding,
+        "activations": around_experts["cpu"] + _landing_bytes(grid, model, workload),
+        "workspace": _cpu_experts_workspace_bytes(grid, model, workload) if splits else 0.0,
     }
-    return {"gpu": gpu, "cpu": _with_experts_on_cpu(cpu, grid, model, workload)}
+    return {"gpu": gpu, "cpu": cpu}
 
 
-def _with_experts_on_cpu(
-    cpu: dict[str, Reals], grid: PolicyGrid, model: ModelSpec, workload: Workload
-) -> dict[str, Reals]:
-    """Add what the CPU needs to compute experts beside the GPU: hidden states in flight, and workspace."""
-    if not np.any(grid.experts_on_cpu(model)):
-        return cpu
+def _split_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, Reals]:
+    """Bytes around experts that the CPU computes beside the GPU, of the two micro-batches in flight in each phase.
+
+    Both sides hold hidden states with the number and the share of each chosen expert; the host holds sums too, and the
+    device room for one that comes up.
+    """
     tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
-    hidden = IN_FLIGHT * 2 * tokens * model.hidden_size * _activation_width(grid)
-    room = experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
-    return cpu | {"activations": cpu["activations"] + hidden, "workspace": room}
+    rows = IN_FLIGHT * (tokens + grid.micro_batch_size)
+    hidden, routing = model.hidden_size * _activation_width(grid), model.experts_per_token * _ROUTING_BYTES
+    return {"gpu": rows * (hidden + routing) + tokens * hidden, "cpu": rows * (2 * hidden + routing)}
+
+
+def _cpu_experts_workspace_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
+    tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
+    return experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
 
 
 def usable_bytes(hardware: HardwareProfile, device: str, ram_limit_bytes: int | None = None) -> int:
@@ -193,10 +205,31 @@ def _kv_cache_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> R
 
 
 def _kv_in_flight_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
-    """Bytes of the double buffer into which the part of a micro-batch's cache that lies on the host is fetched."""
+    """Bytes of the double buffer into which the part of a micro-batch's cache that lies on the host is fetched.
+
+    Whole sequences lie there, in a divided cache perhaps one more than the policy's share.
+    """
     tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size) + grid.micro_batch_size * (workload.gen_len - 1)
     width = model.cache_width * grid.template.kv_dtype.bytes_per_element
-    return IN_FLIGHT * (1.0 - grid.kv_on_gpu) * tokens * width
+    return IN_FLIGHT * ((1.0 - grid.kv_on_gpu) * tokens * width + _divided_sequence_bytes(grid, model, workload))
+
+
+def _divided_sequence_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
+    """Bytes of one layer's K and V of the longest sequence, where the cache is divided: it may be the one too many."""
+    longest = workload.max_context_len * model.cache_width * grid.template.kv_dtype.bytes_per_element
+    return np.where((grid.kv_on_gpu > 0.0) & (grid.kv_on_gpu < 1.0), longest, 0.0)
+
+
+def _landing_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
+    """Bytes of host memory in which arrives what comes down for attention, or only for the cache, on the CPU."""
+    choices = grid.template
+    if choices.attention_device is Processor.CPU:
+        return _transfer_bytes(grid, model, workload)
+    if choices.schedule is not ScheduleName.KV_TRANSFER:
+        return 0.0
+    tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
+    width = tokens * choices.kv_dtype.bytes_per_element + grid.micro_batch_size * _activation_width(grid)
+    return width * model.cache_width
 
 
 def _activation_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:

@@ -11,13 +11,23 @@ from hrm.files import from_plain, read_yaml, to_plain, write_yaml
 from hrm.hardware import EmulatedSpec, HardwareProfile
 from hrm.memory import DeviceLedger, Ledger, ledger
 from hrm.model import ModelSpec
-from hrm.policy import Policy, Processor
+from hrm.policy import Policy
 from hrm.predict import Prediction
 from hrm.records import record
 from hrm.units import NonNegative, NonNegativeInt
 from hrm.workload import Workload
 
-__all__ = ["Machine", "Plan", "PlanStatus", "Search", "load_plan", "machine_of", "save_plan", "summary"]
+__all__ = [
+    "Machine",
+    "Plan",
+    "PlanStatus",
+    "Search",
+    "load_plan",
+    "machine_of",
+    "policy_summary",
+    "save_plan",
+    "summary",
+]
 
 
 class PlanStatus(StrEnum):
@@ -40,12 +50,23 @@ class Machine:
 
 @record
 class Search:
-    """How the policy was searched: candidates that were evaluated, those that fitted, and the seconds it took."""
+    """How the policy was searched: candidates ranked, those of which some policy is allowed, and the seconds it took.
+
+    `bound` is what no policy of the space beats at `ceiling`: tokens/s, or the seconds of a wave where the objective is
+    latency; `gap` how far the plan is from it, as a share. `pruned` candidates were shown to be worse before the MILP
+    was posed. `binding` names the constraints that bind, `ties` policies that are as good, though less simple.
+    """
 
     method: str
     candidates: NonNegativeInt
     feasible: NonNegativeInt
     solve_s: NonNegative
+    objective: str = "throughput"
+    pruned: NonNegativeInt = 0
+    bound: NonNegative | None = None
+    gap: NonNegative | None = None
+    binding: tuple[str, ...] = ()
+    ties: tuple[Policy, ...] = ()
 
 
 @record
@@ -100,28 +121,39 @@ def load_plan(path: str | Path) -> Plan:
 
 def summary(plan: Plan) -> dict[str, Any]:
     """Return the plan as the flat JSON document that `solve` and `predict` print."""
-    policy, model = plan.policy, plan.model
-    on_cpu = policy.ffn_device is Processor.CPU
-    derived = {
-        "num_micro_batches": policy.num_micro_batches,
-        "weights_on_gpu": policy.weights_on_gpu(model),
-        "experts_on_cpu": 1.0 if on_cpu else 0.0,
-    }
     return {
         "status": plan.status.value,
-        "policy": to_plain(policy) | derived,
+        "policy": policy_summary(plan.policy, plan.model),
         "machine": plan.machine.name,
         "emulated": plan.machine.emulated is not None,
-        "model": model.name,
+        "model": plan.model.name,
         "fidelity": plan.prediction.fidelity.value,
         **to_plain(plan.prediction.times),
         "by_fidelity": to_plain(plan.prediction.by_fidelity),
+        "interval": to_plain(plan.prediction.interval),
+        "routing": plan.prediction.routing,
+        "workload": _workload(plan.workload),
         "bottleneck": to_plain(plan.prediction.bottleneck),
         "task_s": to_plain(plan.prediction.task_s),
         "memory": {"gpu": _with_total(plan.memory.gpu), "cpu": _with_total(plan.memory.cpu)},
         "search": to_plain(plan.search),
         "solve_s": plan.search.solve_s if plan.search else None,
     }
+
+
+def policy_summary(policy: Policy, model: ModelSpec) -> dict[str, Any]:
+    """Return a policy with what follows from it for a model."""
+    fields: dict[str, Any] = to_plain(policy)
+    return fields | {
+        "num_micro_batches": policy.num_micro_batches,
+        "weights_on_gpu": policy.weights_on_gpu(model),
+        "experts_on_cpu": policy.experts_on_cpu(model) / model.num_experts,
+    }
+
+
+def _workload(workload: Workload) -> dict[str, Any]:
+    """Return the job without the long list of its prompts."""
+    return {name: value for name, value in to_plain(workload).items() if name not in ("prompt_lens", "routing")}
 
 
 def _with_total(device: DeviceLedger) -> dict[str, int]:

@@ -53,9 +53,10 @@ class Staging(StrEnum):
 class Policy:
     """A policy (N, mu, A_g, F_g, r_w, r_c) that can be executed as it stands.
 
-    `resident_experts` counts, per MoE layer, the experts whose weights stay on the GPU. The others lie in host memory:
-    with `ffn_device` cpu they are computed there; with gpu `cpu_experts` of them are, and the rest cross the link in
-    `num_pages` equal pages, once per pass. All other operators run on the GPU unless both devices are the CPU.
+    `resident_experts` counts, per MoE layer, the experts whose weights stay on the GPU, the first ones. The others lie
+    in host memory: with `ffn_device` cpu they are computed there; with gpu the last `cpu_experts` of them are, and
+    those between cross the link in `num_pages` equal pages, once per pass. All other operators run on the GPU unless
+    both devices are the CPU. Of the KV cache, whole sequences stay on the GPU, up to the share `kv_on_gpu`.
     """
 
     batch_size: PositiveInt

@@ -6,6 +6,9 @@ nothing was measured the default of `hrm.achievable` for the device's class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import field
+
 from hrm.achievable import DeviceClass, Trait, default
 from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
@@ -37,10 +40,29 @@ def class_of(name: str, level: Level) -> DeviceClass:
 
 @record
 class Rates:
-    """Rates of a machine at one fidelity; `measured` False reads the peaks."""
+    """Rates of a machine at one fidelity; `measured` False reads the peaks.
+
+    What was read once is kept: a prediction asks for the same few rates hundreds of times.
+    """
 
     hardware: HardwareProfile
     measured: bool
+    _known: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False, compare=False)
+    _others: list[Rates] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def peaks(self) -> Rates:
+        """The same machine at its peaks."""
+        if not self.measured:
+            return self
+        if not self._others:
+            self._others.append(Rates(hardware=self.hardware, measured=False))
+        return self._others[0]
+
+    def _once(self, key: tuple[str, ...], read: Callable[[], float]) -> float:
+        if key not in self._known:
+            self._known[key] = read()
+        return self._known[key]
 
     def trait(self, trait: Trait, level: str) -> float:
         """Return the machine's own assumption of a trait, or the default of the level's class."""
@@ -56,6 +78,9 @@ class Rates:
         SchemaError
             When the level has no processor, or no figure for the format.
         """
+        return self._once(("flop", level, dtype, kernel or ""), lambda: self._flop_per_s(level, dtype, kernel))
+
+    def _flop_per_s(self, level: str, dtype: DType, kernel: Kernel | None) -> float:
         place = self.hardware.level(level)
         vector_peak = _peak(place, DType.FLOAT32)
         rate = place.count * max(
@@ -70,6 +95,9 @@ class Rates:
 
     def read_bytes_per_s(self, level: str, kernel: Kernel | None = None) -> float:
         """Return the rate at which a level's processors together read its memory, for a kernel or at best."""
+        return self._once(("read", level, kernel or ""), lambda: self._read_bytes_per_s(level, kernel))
+
+    def _read_bytes_per_s(self, level: str, kernel: Kernel | None) -> float:
         place = self.hardware.level(level)
         rate = self._of(place.read_bytes_per_s, Trait.READ, level) * place.count
         if self.measured and kernel in _MEMORY_TRAIT:

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hrm.files import to_plain
-from hrm.units import format_bytes, format_bytes_per_s, format_flop_per_s, format_s
+from hrm.units import format_bytes, format_flop_per_s, format_s
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hrm.compare import RunReport
-    from hrm.hardware import HardwareProfile, Rate
-    from hrm.placement import RooflineView
     from hrm.plan import Plan
     from hrm.predict import Bottleneck
+    from hrm.views.placement import RooflineView
     from hrm.workload import Workload
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "show_lines",
     "show_mapping",
     "show_plan",
-    "show_profile",
     "show_roofline",
     "show_run",
     "show_table",
@@ -136,6 +134,7 @@ def show_plan(plan: Plan) -> None:
         ],
     )
     show_lines([f"{phase}: {_binds(bottleneck)}" for phase, bottleneck in plan.prediction.bottleneck.items()])
+    show_lines(_search_lines(plan))
     interval = plan.prediction.interval
     if interval is not None:
         show_lines([f"80 % interval of the throughput: {interval.low:.3g} to {interval.high:.3g} tokens/s"])
@@ -158,9 +157,23 @@ def _found_by(plan: Plan) -> str:
     if plan.search is None:
         return plan.status.value
     found = plan.search
+    gap = "" if found.gap is None else f", within {found.gap:.2%} of their bound"
     return (
-        f"{found.method}: {plan.status} of {found.candidates} candidates, {found.feasible} fit ({found.solve_s:.2g} s)"
+        f"{found.method}: {plan.status} of {found.candidates} candidates, {found.feasible} allowed{gap} "
+        f"({found.solve_s:.2g} s)"
     )
+
+
+def _search_lines(plan: Plan) -> list[str]:
+    """Return what the search says beside the policy: what binds, and what is as good."""
+    if plan.search is None:
+        return []
+    lines = [f"binding: {', '.join(plan.search.binding)}"] if plan.search.binding else []
+    for other in plan.search.ties:
+        sizes = f"N {other.batch_size}, micro-batches of {other.micro_batch_size}"
+        where = f"attention on {other.attention_device}, experts on {other.ffn_device}"
+        lines.append(f"a tie, though less simple: {sizes}, {where}, {other.resident_experts} experts resident")
+    return lines
 
 
 def _memory_rows(plan: Plan) -> list[dict[str, str]]:
@@ -180,60 +193,9 @@ def _binds(bottleneck: Bottleneck) -> str:
     return f"what lanes draw on {bottleneck.limit} together binds, before {lane} (busy: {shares})"
 
 
-def _rate(rate: Rate, show: Callable[[float], str]) -> str:
-    peak = f"peak {show(rate.peak)}" if rate.peak else ""
-    found = rate.measured
-    if found is None:
-        return peak
-    spread = f" ±{found.iqr / found.median / 2:.0%}{' noisy' if found.noisy else ''}"
-    return ", ".join(part for part in (f"{show(found.median)}{spread} (n={found.count})", peak) if part)
-
-
-def show_profile(profile: HardwareProfile) -> None:
-    """Print a profile's roofs."""
-    rows = []
-    for name, level in profile.levels.items():
-        where = f"{name}{f' x{level.count}' if level.count > 1 else ''}"
-        capacity = f"{format_bytes(level.usable_bytes)} of {format_bytes(level.capacity_bytes)} usable"
-        rows.append({"where": where, "what": "capacity", "value": capacity})
-        if level.device_class is not None:
-            cores = f", {level.cores} cores" if level.cores else ""
-            rows.append({"where": where, "what": "class", "value": f"{level.device_class}{cores}"})
-        for dtype, rate in level.compute_flop_per_s.items():
-            rows.append({"where": where, "what": dtype, "value": _rate(rate, format_flop_per_s)})
-        bandwidths = {
-            "read": level.read_bytes_per_s,
-            "copy": level.copy_bytes_per_s,
-            "read, one thread": level.one_thread_read_bytes_per_s,
-            "copy, one thread": level.one_thread_copy_bytes_per_s,
-        }
-        for what, bandwidth in bandwidths.items():
-            if bandwidth is not None:
-                rows.append({"where": where, "what": what, "value": _rate(bandwidth, format_bytes_per_s)})
-    rows += _link_rows(profile)
-    for table in profile.ceilings:
-        best = min(seconds / rows_ for line in table.seconds for seconds, rows_ in zip(line, table.rows, strict=True))
-        what = f"{table.kernel} {table.dtype}"
-        shapes = f"{len(table.sizes)}x{len(table.rows)} shapes, from {format_s(best)} a row"
-        rows.append({"where": table.level, "what": what, "value": shapes})
-    show_table(f"{profile.label}: {profile.description}", rows)
-
-
-def _link_rows(profile: HardwareProfile) -> list[dict[str, str]]:
-    rows = []
-    for name, link in profile.links.items():
-        what = f"{link.source} to {link.target}"
-        where = f"{name}{f' x{link.paths}' if link.paths > 1 else ''}"
-        rows.append({"where": where, "what": what, "value": _rate(link.bytes_per_s, format_bytes_per_s)})
-    for name, shared in profile.shared.items():
-        what = f"shared by {', '.join(shared.drawn_by)}"
-        rows.append({"where": name, "what": what, "value": _rate(shared.bytes_per_s, format_bytes_per_s)})
-    return rows
-
-
 def show_roofline(view: RooflineView) -> None:
     """Print where each operator stands under the roofs, and the turning points."""
-    from hrm.roofline_scene import FFN, marks
+    from hrm.views.roofline_scene import FFN, marks
 
     rows = [
         {

@@ -18,6 +18,7 @@ __all__ = [
     "ROWS_AT_A_TIME",
     "experts_workspace_bytes",
     "linear_workspace_bytes",
+    "piece_rows",
     "workspace_bytes",
 ]
 
@@ -30,10 +31,15 @@ _FLOAT32_BYTES = 4
 _ALIGNMENT_BYTES = 64
 
 
+def piece_rows(outputs: int, inputs: int) -> int:
+    """Return how many rows of a weight [outputs, inputs] are widened at a time."""
+    return max(1, min(outputs, PIECE_ELEMENTS // inputs))
+
+
 def linear_workspace_bytes(rows: Reals, inputs: int, outputs: int) -> Reals:
     """Bound the workspace that a product of `rows` x `inputs` by a weight takes beside its operand and result."""
     rows = np.minimum(rows, ROWS_AT_A_TIME)
-    piece = max(1, min(outputs, PIECE_ELEMENTS // inputs)) * inputs
+    piece = piece_rows(outputs, inputs) * inputs
     return _FLOAT32_BYTES * (rows * (inputs + outputs) + piece) + 4 * _ALIGNMENT_BYTES
 
 

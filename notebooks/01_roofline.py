@@ -30,10 +30,10 @@ from IPython.display import Image
 
 from hrm import DType, load_model, load_profile, ridge_point
 from hrm.device.opening import open_backend
-from hrm.layer_operators import Shape
-from hrm.microbench.profile import profile_machine
-from hrm.placement import place_operators
-from hrm.plot import draw_roofline
+from hrm.views.layer_operators import Shape
+from hrm.microbench.profile import Request, profile_machine
+from hrm.views.placement import place_operators
+from hrm.views.plot import draw_roofline
 from hrm.schedule.task import Phase
 from hrm.units import format_bytes_per_s, format_flop_per_s
 
@@ -62,7 +62,7 @@ def picture(view, name):
 # Measured now, in about fifteen seconds: the rate of large matrix products, and of reading memory.
 
 # %%
-here = profile_machine(open_backend("none"), quick=True)
+here = profile_machine(open_backend("none"), request=Request(quick=True))
 cpu = here.levels["cpu"]
 for dtype, rate in cpu.compute_flop_per_s.items():
     print(f"matrix products in {dtype}: {format_flop_per_s(rate.roof)}")

@@ -1,95 +1,111 @@
-"""Exhaustive search: every candidate of the space is checked against the ledger and predicted, then refined locally."""
+"""Exhaustive search, the oracle: every candidate with every number of resident experts goes through the core itself."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from dataclasses import replace
 
-from hrm.errors import InfeasibleError
+import numpy as np
+from numpy.typing import NDArray
+
 from hrm.estimate import Fidelity
 from hrm.memory import ledger
 from hrm.plan import Plan, PlanStatus, Search, machine_of
-from hrm.policy import Policy
-from hrm.predict import predict
-from solver.space import Problem, SearchSpace, build_space, most_resident_experts
+from hrm.policy import Policy, PolicyGrid
+from hrm.predict import GridTimes, Prediction, Times, predict, predict_grid, with_interval
+from hrm.records import record
+from solver.pieces import select
+from solver.problem import Objective, Problem
+from solver.room import fits, most_resident
+from solver.space import SearchSpace
 
-__all__ = ["make_plan", "solve"]
+__all__ = ["Best", "bind", "exhaustive", "make_plan", "objective_s", "within_limits"]
 
-SIMULATED_WITHIN = 0.8
-"""Candidates this close to the best at `ceiling` may be simulated; the gap between the two is rarely larger."""
-SIMULATED_CANDIDATES = 8
-"""How many of them are, spread evenly over the ranking."""
-
-
-class _Candidates:
-    """What was tried, and the predicted throughput of what fits."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.seen: set[Policy] = set()
-        self.throughput: dict[Policy, float] = {}
-
-    @property
-    def best(self) -> Policy:
-        """The fastest policy at `ceiling`; of equals, the one tried first."""
-        return max(self.throughput, key=lambda policy: self.throughput[policy])
-
-    def offer(self, candidate: Policy) -> bool:
-        """Evaluate a candidate with as many experts resident as fit; say whether it is the best so far."""
-        if candidate in self.seen:
-            return False
-        self.seen.add(candidate)
-        policy = most_resident_experts(self.problem, candidate)
-        if policy is None:
-            return False
-        before = self.throughput[self.best] if self.throughput else 0.0
-        self.throughput[policy] = _throughput(self.problem, policy, Fidelity.CEILING)
-        return self.throughput[policy] > before * (1 + 1e-9)
-
-    def best_simulated(self) -> Policy:
-        """Simulate some of the fastest and return the best: perfect overlap flatters few, large micro-batches."""
-        ranked = sorted(self.throughput, key=lambda policy: -self.throughput[policy])
-        tolerated = self.throughput[ranked[0]] * SIMULATED_WITHIN
-        close = [policy for policy in ranked if self.throughput[policy] >= tolerated]
-        chosen = close[:: max(len(close) // SIMULATED_CANDIDATES, 1)]
-        return max(chosen, key=lambda policy: _throughput(self.problem, policy, Fidelity.SIMULATED))
+POLICIES_AT_A_TIME = 50_000
 
 
-def solve(problem: Problem, *, fidelity: Fidelity = Fidelity.CEILING) -> Plan:
-    """Find the policy with the highest predicted throughput and return it as a plan that runs as written.
+@record
+class Best:
+    """The best policy of a space, its objective in seconds, and the candidates of which some policy is allowed."""
 
-    Throughput is generated tokens / (prefill + decode). All candidates are ranked at `ceiling`, the best of them again
-    by simulation; the plan carries all fidelities and headlines `fidelity`.
+    policy: Policy
+    objective_s: float
+    feasible: int
 
-    Raises
-    ------
-    InfeasibleError
-        When no policy fits; the text names the short device and the bytes missing.
-    """
-    started = time.perf_counter()
-    space = build_space(problem)
-    candidates = _Candidates(problem)
-    for placement in space.placements:
-        for batch_size in space.batch_sizes:
-            for micro_batch_size in space.micro_batch_sizes(batch_size):
-                candidates.offer(replace(placement, batch_size=batch_size, micro_batch_size=micro_batch_size))
-    if not candidates.throughput:
-        raise InfeasibleError(_why_infeasible(problem, space))
-    _refine(candidates)
-    policy = candidates.best_simulated()
-    search = Search(
-        method="grid",
-        candidates=len(candidates.seen),
-        feasible=len(candidates.throughput),
-        solve_s=time.perf_counter() - started,
-    )
-    return make_plan(problem, policy, PlanStatus.OPTIMAL, fidelity, search)
+
+def exhaustive(problem: Problem, space: SearchSpace, fidelity: Fidelity = Fidelity.CEILING) -> Best | None:
+    """Predict every policy of a space at `roof` or `ceiling` and return the best; None if none is allowed."""
+    best: Best | None = None
+    feasible = 0
+    for grid in space.grids:
+        allowed_at_all = np.zeros(np.size(grid.batch_size), dtype=bool)
+        for places, some in _whole_policies(problem, grid):
+            times = predict_grid(some, problem.model, problem.hardware, problem.workload, fidelity)
+            objective = np.where(within_limits(problem, times), objective_s(problem, times), np.inf)
+            allowed_at_all[places[np.isfinite(objective)]] = True
+            leader = int(np.argmin(objective))
+            if objective[leader] < (best.objective_s if best else np.inf):
+                best = Best(policy=some.take(leader), objective_s=float(objective[leader]), feasible=0)
+        feasible += int(allowed_at_all.sum())
+    return replace(best, feasible=feasible) if best else None
+
+
+def _whole_policies(problem: Problem, grid: PolicyGrid) -> Iterator[tuple[NDArray[np.int64], PolicyGrid]]:
+    """Yield all policies of a grid that fit, some at a time, with the candidates that they belong to."""
+    most = most_resident(problem, grid)
+    counts = most.astype(np.int64) + 1
+    places = np.repeat(np.arange(len(most)), counts)
+    resident = np.arange(len(places), dtype=np.float64) - np.repeat(np.cumsum(counts) - counts, counts)
+    for first in range(0, len(places), POLICIES_AT_A_TIME):
+        here = slice(first, first + POLICIES_AT_A_TIME)
+        some = replace(select(grid, places[here]), resident_experts=resident[here])
+        fitting = fits(problem, some)
+        if fitting.any():
+            yield places[here][fitting], select(some, fitting)
+
+
+def objective_s(problem: Problem, times: GridTimes | Times) -> NDArray[np.float64]:
+    """Return what a problem wants least of: seconds per generated token of the job, or seconds of a wave."""
+    if problem.objective is Objective.THROUGHPUT:
+        return 1.0 / np.asarray(times.throughput_tokens_per_s)
+    decode_s = (problem.workload.gen_len - 1) * np.asarray(times.time_per_token_s)
+    found: NDArray[np.float64] = times.time_to_first_token_s + decode_s
+    return found
+
+
+def within_limits(problem: Problem, times: GridTimes | Times) -> NDArray[np.bool_]:
+    """Say whether predicted times keep a problem's limits."""
+    reached = {
+        "ttft": times.time_to_first_token_s,
+        "tpot": times.time_per_token_s,
+        "makespan": times.prefill_s + times.decode_s,
+    }
+    kept = np.ones(np.shape(times.prefill_s), dtype=bool)
+    for name, limit in problem.time_limits_s.items():
+        kept &= np.asarray(reached[name]) <= limit
+    return kept
 
 
 def make_plan(
-    problem: Problem, policy: Policy, status: PlanStatus, fidelity: Fidelity, search: Search | None = None
+    problem: Problem,
+    policy: Policy,
+    status: PlanStatus,
+    fidelity: Fidelity,
+    search: Search | None = None,
+    *,
+    simulate: bool = True,
 ) -> Plan:
-    """Predict a policy at all fidelities and bind it into a plan."""
+    """Predict a policy and bind it into a plan; without `simulate` at `roof` and `ceiling` alone, with no interval."""
+    levels = tuple(Fidelity) if simulate else (Fidelity.ROOF, Fidelity.CEILING)
+    inputs = problem.model, problem.hardware, problem.workload
+    made = predict(policy, *inputs, fidelity=fidelity, fidelities=levels)
+    if simulate:
+        made = with_interval(made, policy, *inputs)
+    return bind(problem, policy, made, status, search)
+
+
+def bind(problem: Problem, policy: Policy, made: Prediction, status: PlanStatus, search: Search | None) -> Plan:
+    """Bind a policy and its prediction into a plan."""
     return Plan(
         status=status,
         policy=policy,
@@ -97,42 +113,6 @@ def make_plan(
         model=problem.model,
         workload=problem.workload,
         memory=ledger(policy, problem.model, problem.workload),
-        prediction=predict(policy, problem.model, problem.hardware, problem.workload, fidelity=fidelity),
+        prediction=made,
         search=search,
-    )
-
-
-def _throughput(problem: Problem, policy: Policy, fidelity: Fidelity) -> float:
-    prediction = predict(
-        policy, problem.model, problem.hardware, problem.workload, fidelity=fidelity, fidelities=(fidelity,)
-    )
-    return prediction.times.throughput_tokens_per_s
-
-
-def _refine(candidates: _Candidates) -> None:
-    """Move N and mu by shrinking steps while that helps: the ladder's rungs lie 30 % apart."""
-    step = max(candidates.best.batch_size // 8, 1)
-    while step:
-        neighbours = _neighbours(candidates.best, step, candidates.problem)
-        if not any(candidates.offer(neighbour) for neighbour in neighbours):
-            step //= 2
-
-
-def _neighbours(policy: Policy, step: int, problem: Problem) -> list[Policy]:
-    limit = problem.workload.num_sequences
-    moves = [(step, 0), (-step, 0), (0, step), (0, -step), (step, step), (-step, -step)]
-    found = []
-    for more, wider in moves:
-        batch, micro = policy.batch_size + more, policy.micro_batch_size + wider
-        if 1 <= micro <= batch and (limit is None or batch <= limit):
-            found.append(replace(policy, batch_size=batch, micro_batch_size=micro))
-    return found
-
-
-def _why_infeasible(problem: Problem, space: SearchSpace) -> str:
-    shortages = [problem.short_of(placement) for placement in space.placements]
-    least = min((short for short in shortages if short is not None), key=lambda short: short.missing_bytes)
-    return (
-        f"{problem.model.name} does not fit {problem.hardware.name} with one sequence: {least} "
-        f"(use a narrower --weight-dtype, more memory, or a smaller model)"
     )

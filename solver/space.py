@@ -1,118 +1,201 @@
-"""The discrete space that is searched: devices, N, mu, and whole experts resident per layer."""
+"""The discrete space that is searched: devices, schedule, formats, N, mu, KV share, and whole experts on each device.
+
+All methods search the same `SearchSpace`. In it every candidate leaves one number open, the experts resident per layer,
+in which time and memory are affine (`solver.pieces`).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hrm.dtypes import DType
-from hrm.hardware import HardwareProfile
-from hrm.memory import Shortage, ledger, shortage
-from hrm.model import ModelSpec
-from hrm.policy import Policy, Processor, ScheduleName, Staging
-from hrm.records import record
-from hrm.workload import Workload
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Problem", "SearchSpace", "build_space", "most_resident_experts"]
+from hrm.dtypes import DType
+from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
+from hrm.records import record
+from solver.problem import Problem
+from solver.room import WHOLE, fits, memory_rows, most_resident, resident_range
+
+__all__ = ["Problem", "SearchSpace", "build_space", "fits", "placements", "refined", "single"]
 
 BATCH_STEP = 1.3
-"""Ratio of neighbouring candidates of N and of mu; the search refines between them around the best."""
+"""Ratio of neighbouring candidates of N and of the number of micro-batches; `refined` fills in around the best."""
 LARGEST_BATCH = 1 << 16
+SPLIT_STEPS = 16
+"""A layer of more experts is split between CPU and link in so many steps; `refined` goes on by single experts."""
+REFINED_BATCHES, REFINED_PARTS, REFINED_SPLITS = 25, 5, 2
+"""Values of N that a refinement looks at, and how many micro-batches, and experts on the CPU, more or fewer."""
 
-
-@record
-class Problem:
-    """What a policy is sought for."""
-
-    model: ModelSpec
-    hardware: HardwareProfile
-    workload: Workload
-    weight_dtype: DType
-    kv_dtype: DType
-    staging: Staging = Staging.PINNED
-    ram_limit_bytes: int | None = None
-
-    def short_of(self, policy: Policy) -> Shortage | None:
-        """Return what the policy does not fit into, or None."""
-        demand = ledger(policy, self.model, self.workload)
-        return shortage(demand, self.hardware, self.ram_limit_bytes)
+Column = NDArray[np.float64]
 
 
 @record
 class SearchSpace:
-    """Candidates: a template policy per placement of the devices, and the values of N and mu."""
+    """Candidates: a grid per placement, its resident experts (left open) at 0."""
 
-    placements: tuple[Policy, ...]
-    batch_sizes: tuple[int, ...]
-
-    def micro_batch_sizes(self, batch_size: int) -> tuple[int, ...]:
-        """Candidates of mu for a batch: those that cut it into equal parts, the number of parts on the ladder too."""
-        parts = (count for count in self.batch_sizes if count <= batch_size)
-        return tuple(sorted({-(-batch_size // count) for count in parts}))
+    grids: tuple[PolicyGrid, ...]
 
 
 def build_space(problem: Problem) -> SearchSpace:
     """Lay out the candidates of a problem; N goes up to the job's size or what memory can hold at all."""
-    placements = tuple(_placements(problem))
-    largest = max(_largest_batch(problem, placement) for placement in placements)
-    return SearchSpace(placements=placements, batch_sizes=tuple(_ladder(largest)))
+    return SearchSpace(grids=tuple(_coarse(problem, placement) for placement in placements(problem)))
 
 
-def _placements(problem: Problem) -> Iterator[Policy]:
-    pairs = [(Processor.CPU, Processor.CPU)]
-    if problem.hardware.has_gpu:
-        pairs += [(Processor.CPU, Processor.GPU), (Processor.GPU, Processor.GPU)]
-    for attention, ffn in pairs:
-        yield Policy(
-            batch_size=1,
-            micro_batch_size=1,
-            attention_device=attention,
-            ffn_device=ffn,
-            resident_experts=0,
-            kv_on_gpu=1.0 if attention is Processor.GPU else 0.0,
-            schedule=ScheduleName.CGOPIPE if ffn is Processor.GPU else ScheduleName.HOST,
-            weight_dtype=problem.weight_dtype,
-            kv_dtype=problem.kv_dtype,
-            staging=problem.staging,
-        )
+def refined(problem: Problem, policy: Policy, radius: float) -> PolicyGrid:
+    """Lay out candidates around a policy: N up to `radius` times more or fewer, in a few micro-batches more or fewer.
+
+    Beside equal micro-batches, mu a little off its own: the fewer tokens the last micro-batch has, the fewer experts
+    it hits, which may be worth more than evenness.
+    """
+    limit = problem.workload.num_sequences or policy.batch_size * radius
+    ends = policy.batch_size / radius, min(policy.batch_size * radius, limit)
+    batches = np.union1d(np.round(np.linspace(*ends, REFINED_BATCHES)).clip(1), float(policy.batch_size))
+    batches = _even(problem, batches)
+    near = np.arange(-REFINED_PARTS, REFINED_PARTS + 1.0)
+    equal, odd = _equal_parts(batches, policy.num_micro_batches + near), _pairs(batches, policy.micro_batch_size + near)
+    split = policy.cpu_experts + np.arange(-REFINED_SPLITS, REFINED_SPLITS + 1.0)
+    split = split[(split > 0) & (split <= problem.model.num_experts)] if policy.cpu_experts else np.zeros(1)
+    return _grid(policy, np.concatenate([equal, odd], axis=1), split, np.array([policy.kv_on_gpu]))
 
 
-def _ladder(largest: int) -> Iterator[int]:
+def single(policy: Policy) -> PolicyGrid:
+    """Return the grid of one candidate, a policy whose resident experts are left open."""
+    sizes = np.array([[policy.batch_size], [policy.micro_batch_size]], dtype=np.float64)
+    return _grid(policy, sizes, np.array([float(policy.cpu_experts)]), np.array([policy.kv_on_gpu]))
+
+
+def placements(problem: Problem) -> Iterator[Policy]:
+    """Yield a template for each way in which formats may be chosen and the schedules place attention and experts.
+
+    Where the CPU computes experts beside the GPU, it has one in the template.
+    """
+    for weights, experts in _weight_formats(problem):
+        for kv in dict.fromkeys((problem.kv_dtype, *problem.more_kv_dtypes)):
+            for schedule, attention, ffn in _devices(problem):
+                split = problem.split_experts and ffn is Processor.GPU
+                for cpu_experts in (0, 1) if split else (0,):
+                    in_gpu_memory = attention is Processor.GPU and schedule is not ScheduleName.KV_TRANSFER
+                    yield Policy(
+                        batch_size=1,
+                        micro_batch_size=1,
+                        attention_device=attention,
+                        ffn_device=ffn,
+                        resident_experts=0,
+                        cpu_experts=cpu_experts,
+                        kv_on_gpu=1.0 if in_gpu_memory else 0.0,
+                        schedule=schedule,
+                        weight_dtype=weights,
+                        expert_dtype=experts,
+                        kv_dtype=kv,
+                        staging=problem.staging,
+                    )
+
+
+def _weight_formats(problem: Problem) -> Iterator[tuple[DType, DType | None]]:
+    """Yield formats of all weights and of the experts apart; a further format is that of all."""
+    yield problem.weight_dtype, problem.expert_dtype
+    for dtype in problem.more_weight_dtypes:
+        if (dtype, None) != (problem.weight_dtype, problem.expert_dtype):
+            yield dtype, None
+
+
+def _devices(problem: Problem) -> Iterator[tuple[ScheduleName, Processor, Processor]]:
+    for schedule in problem.schedules:
+        for attention, ffn in _DEVICES[schedule]:
+            if problem.hardware.has_gpu or Processor.GPU not in (attention, ffn):
+                yield schedule, attention, ffn
+
+
+_CPU, _GPU = Processor.CPU, Processor.GPU
+_DEVICES = {
+    ScheduleName.CGOPIPE: ((_CPU, _GPU), (_GPU, _GPU)),
+    ScheduleName.UNPAGED: ((_CPU, _GPU),),
+    ScheduleName.SERIAL: ((_CPU, _GPU),),
+    ScheduleName.KV_TRANSFER: ((_GPU, _GPU),),
+    ScheduleName.LAYERWISE: ((_GPU, _GPU),),
+    ScheduleName.HOST: ((_CPU, _CPU),),
+}
+
+
+def _coarse(problem: Problem, placement: Policy) -> PolicyGrid:
+    """Return a placement's candidates: N and the number of micro-batches on ladders, splits and shares in steps."""
+    batches = _ladder(_largest_batch(problem, placement))
+    split = np.zeros(1)
+    if placement.cpu_experts:
+        split = np.unique(np.ceil(np.linspace(1.0, problem.model.num_experts, SPLIT_STEPS)))
+    divides = placement.schedule is ScheduleName.KV_TRANSFER
+    shares = np.array(problem.kv_shares if divides else (placement.kv_on_gpu,), dtype=np.float64)
+    return _grid(placement, _equal_parts(_even(problem, batches), batches), split, shares)
+
+
+def _grid(template: Policy, sizes: Column, split: Column, shares: Column) -> PolicyGrid:
+    """Combine pairs of N and mu (2 x any number) with experts on the CPU and KV shares."""
+    pairs = np.unique(sizes, axis=1)
+    place = np.repeat(np.arange(pairs.shape[1]), len(split) * len(shares))
+    on_cpu = np.tile(np.repeat(split, len(shares)), pairs.shape[1])
+    share = np.tile(shares, pairs.shape[1] * len(split))
+    batch, micro = pairs[:, place]
+    return PolicyGrid(
+        template=template,
+        batch_size=batch,
+        micro_batch_size=micro,
+        resident_experts=np.zeros_like(batch),
+        cpu_experts=on_cpu,
+        kv_on_gpu=share,
+    )
+
+
+def _equal_parts(batches: Column, counts: Column) -> Column:
+    """Return N and mu of batches cut into so many equal micro-batches."""
+    batch, count = np.repeat(batches, len(counts)), np.tile(counts, len(batches))
+    possible = (count >= 1) & (count <= batch)
+    return np.stack([batch[possible], np.ceil(batch[possible] / count[possible])])
+
+
+def _pairs(batches: Column, micros: Column) -> Column:
+    """Return all pairs of N and mu in which mu is possible."""
+    batch, micro = np.repeat(batches, len(micros)), np.tile(micros, len(batches))
+    possible = (micro >= 1) & (micro <= batch)
+    return np.stack([batch[possible], micro[possible]])
+
+
+def _even(problem: Problem, batches: Column) -> Column:
+    """Add to values of N those that do the job in as many waves, but equal ones."""
+    total = problem.workload.num_sequences
+    return batches if total is None else np.union1d(batches, np.ceil(total / np.ceil(total / batches)))
+
+
+def _ladder(largest: int) -> Column:
+    """Return whole numbers from 1 to `largest`, each at most `BATCH_STEP` times the one before or one more."""
+    rungs: list[float] = []
     value = 1.0
-    last = 0
     while value < largest:
-        if int(value) > last:
-            last = int(value)
-            yield last
-        value = max(value * BATCH_STEP, value + 1)
-    if largest > 0:
-        yield largest
+        rungs.append(value)
+        value = max(math.floor(value * BATCH_STEP), value + 1.0)
+    return np.array([*rungs, float(largest)] if largest else rungs)
 
 
 def _largest_batch(problem: Problem, placement: Policy) -> int:
-    """Return the largest N that fits with mu = 1, by bisection (demand grows with N)."""
-    limit = problem.workload.num_sequences or LARGEST_BATCH
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _fits_at_all(problem, replace(placement, batch_size=middle)):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    """Return the largest N that fits with mu = 1 (demand grows with N), closing in by 64 values at a time."""
+    fit, beyond = 0, (problem.workload.num_sequences or LARGEST_BATCH) + 1
+    while beyond - fit > 1:
+        batches = np.unique(np.round(np.geomspace(max(fit, 1), beyond, 64)))
+        batches = batches[(batches > fit) & (batches < beyond)]
+        if not len(batches):
+            batches = np.array([(fit + beyond) // 2], dtype=np.float64)
+        fitting = _fits_at_all(problem, placement, batches)
+        beyond = int(batches[~fitting].min(initial=beyond))
+        fit = int(batches[fitting].max(initial=fit))
+    return fit
 
 
-def _fits_at_all(problem: Problem, policy: Policy) -> bool:
-    """Say whether a policy fits with no or with all experts resident; the demand in between lies between."""
-    counts = (0,) if policy.ffn_device is Processor.CPU else (0, problem.model.num_experts)
-    return any(problem.short_of(replace(policy, resident_experts=count)) is None for count in counts)
-
-
-def most_resident_experts(problem: Problem, policy: Policy) -> Policy | None:
-    """Return the policy with as many experts resident as fit, or None where not even none fits.
-
-    More resident experts only take work off the link, so no smaller count can be faster.
-    """
-    most = 0 if policy.ffn_device is Processor.CPU else problem.model.num_experts
-    candidates = (replace(policy, resident_experts=count) for count in range(most, -1, -1))
-    return next((candidate for candidate in candidates if problem.short_of(candidate) is None), None)
+def _fits_at_all(problem: Problem, placement: Policy, batches: Column) -> NDArray[np.bool_]:
+    """Say of values of N whether some number of resident experts fits."""
+    grid = replace(PolicyGrid.of(placement), batch_size=batches, micro_batch_size=np.ones_like(batches))
+    rows, none = memory_rows(problem, grid), np.zeros_like(batches)
+    low, high = resident_range(rows, none, most_resident(problem, grid))
+    fitting: NDArray[np.bool_] = np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
+    return fitting

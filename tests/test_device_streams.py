@@ -25,6 +25,12 @@ def _fail():
     raise ValueError("boom")
 
 
+def _submit_for_ever(stream):
+    while True:
+        stream.submit(lambda: None)
+        time.sleep(1e-3)
+
+
 def test_work_of_a_stream_runs_in_order_of_submission(streams):
     seen: list[int] = []
     events = [streams[Lane.CPU].submit(lambda number=number: seen.append(number)) for number in range(200)]
@@ -141,3 +147,37 @@ def test_closing_finishes_submitted_work_and_refuses_more():
         kept.submit(_fail)
     with pytest.raises(DeviceError, match="closed"):
         streams[Lane.CPU]
+
+
+def test_closing_because_of_an_error_drops_what_has_not_begun():
+    streams = StreamSet(WorkerStream)
+    ran: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def first():
+        begun.set()
+        go_on.wait(timeout=10)
+        ran.append("begun before")
+
+    def close_while_interrupted():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            streams.close()
+
+    events = [streams[Lane.GPU].submit(first)]
+    events.append(streams[Lane.GPU].submit(lambda: ran.append("queued")))
+    last = streams[Lane.CPU]
+    events.append(last.submit(lambda: ran.append("behind it"), events[:1]))
+    begun.wait(timeout=10)
+    closing = threading.Thread(target=close_while_interrupted)
+    closing.start()
+    with pytest.raises(DeviceError, match="submitted to after it was closed"):
+        _submit_for_ever(last)
+    go_on.set()
+    closing.join(timeout=10)
+
+    assert ran == ["begun before"]
+    for event in events[1:]:
+        with pytest.raises(DeviceError, match="closed before this work began"):
+            event.wait()

@@ -15,6 +15,7 @@ from executor.kv_cache import KVCache
 from executor.linear import linear, operand
 from executor.weights import page_bounds
 from executor.workspace import host_workspace
+from hrm import workspace as workspace_module
 from hrm.ceilings import Kernel
 from hrm.dtypes import DType
 from hrm.errors import OutOfMemoryError
@@ -41,7 +42,7 @@ def test_a_frame_gives_back_what_it_took_and_nothing_overlaps():
 @pytest.mark.parametrize("rows", [1, 2, 17])
 def test_linear_is_the_product_in_every_format_and_by_every_way(monkeypatch, rows, dtype, native):
     monkeypatch.setattr(linear_module, "is_native", lambda kind, _device: native or kind == torch.float32)
-    monkeypatch.setattr(linear_module, "PIECE_ELEMENTS", 100)
+    monkeypatch.setattr(workspace_module, "PIECE_ELEMENTS", 100)
     monkeypatch.setattr(linear_module, "ROWS_AT_A_TIME", 8)
     torch.manual_seed(0)
     x, weight = torch.randn(rows, 24).to(dtype), torch.randn(15, 24).to(dtype)
@@ -81,7 +82,7 @@ def test_mixture_is_that_of_transformers(tokens):
         torch.cat([up.flatten(), down.flatten()])
         for up, down in zip(block.experts.gate_up_proj.data, block.experts.down_proj.data, strict=True)
     ]
-    workspace = host_workspace(experts_workspace_bytes(tokens, 16, 24, 5))
+    workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 5)))
 
     total = mixture(x, block.gate.weight.data, flat, 2, workspace)
 
@@ -91,7 +92,7 @@ def test_mixture_is_that_of_transformers(tokens):
 def test_the_workspace_suffices_when_all_tokens_choose_the_same_expert():
     tokens, experts = 40, [torch.randn(3 * 16 * 24).bfloat16() for _ in range(4)]
     router = torch.zeros(4, 16).bfloat16()
-    workspace = host_workspace(experts_workspace_bytes(tokens, 16, 24, 4))
+    workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 4)))
 
     mixture(torch.randn(tokens, 16).bfloat16(), router, experts, 2, workspace)
 
@@ -127,8 +128,9 @@ def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
     cached = torch.tensor(lens)
     out = torch.empty_like(query)
 
-    append_kv(new_keys, new_values, cache.keys[0], cache.values[0], cache.layout(0, 3, cached))
-    decode_attention(query, cache.keys[0], cache.values[0], cache.layout(0, 3, cached + 1), 2, out)
+    view = cache.view(0, 0, 3)
+    append_kv(new_keys, new_values, view.keys, view.values, view.layout(cached))
+    decode_attention(query, view.keys, view.values, view.layout(cached + 1), 2, out)
 
     for index, (queries, keys, values) in enumerate(sequences):
         whole = torch.empty(lens[index] + 1, 6 * 16)

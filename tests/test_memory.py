@@ -89,15 +89,17 @@ def test_the_kv_cache_lies_where_attention_is(chosen, job):
 @given(any_models(), workloads(), st.floats(0, 1))
 @PROPERTY
 def test_moving_the_cache_to_the_gpu_keeps_its_sum(spec, job, share):
-    """Beside the double buffer through which the part on the host comes up."""
+    """Beside the double buffer through which the part on the host comes up, and the sequence at the division."""
     chosen = policy(Processor.GPU, schedule=ScheduleName.KV_TRANSFER, kv_on_gpu=1.0)
     whole, divided = (ledger(replace(chosen, kv_on_gpu=kv), spec, job) for kv in (1.0, share))
     tokens = job.micro_batch_prompt_tokens(chosen.micro_batch_size) + chosen.micro_batch_size * (job.gen_len - 1)
-    buffers = 2 * (1 - share) * tokens * spec.cache_width * 4
+    sequence = job.max_context_len * spec.cache_width * 4 if 0 < share < 1 else 0
+    buffers = 2 * ((1 - share) * tokens * spec.cache_width * 4 + sequence)
+    rounding = spec.num_layers * sequence
 
     assert whole.cpu.kv_cache == 0
-    assert divided.gpu.kv_cache + divided.cpu.kv_cache == pytest.approx(whole.gpu.kv_cache + buffers, abs=2)
-    assert divided.cpu.kv_cache == pytest.approx((1 - share) * whole.gpu.kv_cache, abs=1)
+    assert divided.gpu.kv_cache + divided.cpu.kv_cache == pytest.approx(whole.gpu.kv_cache + buffers + rounding, abs=2)
+    assert divided.cpu.kv_cache == pytest.approx((1 - share) * whole.gpu.kv_cache + rounding, abs=1)
 
 
 @given(any_policies(), any_models(), any_workloads())

@@ -17,9 +17,9 @@ from hrm.hardware import EmulatedSpec, load_profile
 from hrm.microbench import bench as bench_module
 from hrm.microbench import compute, measure, memory
 from hrm.microbench.bench import Bench
-from hrm.microbench.compute import gemm_rates
+from hrm.microbench.compute import best_shapes, product_samples
 from hrm.microbench.kernels import KernelProbe, measure_table
-from hrm.microbench.profile import profile_machine
+from hrm.microbench.profile import Request, profile_machine
 from hrm.schedule.task import Lane
 from hrm.units import MIB
 
@@ -41,6 +41,7 @@ def host():
 def small(monkeypatch):
     """Small buffers and little time: what is measured then is a cache, which is enough to test the way."""
     monkeypatch.setattr(memory, "_BUFFER_BYTES", MIB)
+    monkeypatch.setattr(memory, "_MOST_BYTES", MIB)
     monkeypatch.setattr(bench_module, "_QUICK_S", 1.0)
 
 
@@ -115,22 +116,84 @@ def test_spread_beyond_a_tenth_of_the_median_is_noisy():
 def test_absurdly_slow_dtype_is_tried_tiny_only(host, monkeypatch):
     """A float16 product done in software would take minutes at full size."""
     sizes: list[int] = []
-    real = torch.nn.functional.linear
+    real = torch.mm
 
-    def linear(operand, weight):
+    def mm(operand, weight, *, out):
         if operand.dtype is torch.float16:
             sizes.append(len(weight))
             time.sleep(0.3)
             return None
-        return real(operand, weight)
+        return real(operand, weight, out=out)
 
-    monkeypatch.setattr(compute, "linear", linear)
-    rates, absurd = gemm_rates(host, Lane.CPU)
+    monkeypatch.setattr(torch, "mm", mm)
+    found = product_samples(host, Lane.CPU, best_shapes(host, Lane.CPU))
+    rates = {one.dtype: one for one in found}
 
-    assert DType.FLOAT16 in absurd
-    assert DType.FLOAT32 not in absurd
-    assert max(sizes) == 64
-    assert rates[DType.FLOAT16].median < rates[DType.FLOAT32].median / compute.ABSURD_FACTOR
+    assert rates[DType.FLOAT16].absurd
+    assert not rates[DType.FLOAT32].absurd
+    assert set(sizes) == {128}
+    assert max(rates[DType.FLOAT16].flop_per_s) < min(rates[DType.FLOAT32].flop_per_s) / compute.ABSURD_FACTOR
+
+
+def test_a_dtype_that_torch_cannot_multiply_is_left_out(host, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("no kernel")
+
+    monkeypatch.setattr(host, "quick", False)
+    monkeypatch.setattr(host, "case_s", 0.002)
+    monkeypatch.setattr(torch, "_int_mm", refuse)
+    dtypes = {one.dtype for one in best_shapes(host, Lane.CPU)}
+
+    assert DType.FLOAT32 in dtypes
+    assert DType.INT8 not in dtypes
+
+
+def test_the_search_finds_the_fastest_square_and_oblong(host, monkeypatch):
+    """Products that run best at 512, and better still with a long inner side."""
+    fastest = (256, 1024, 256)
+
+    def made(*arguments):
+        rows, inner, columns = shape = arguments[3]
+        flop = 2.0 * rows * inner * columns
+        rate = 4e10 if shape == fastest else 2e10 if shape == (512,) * 3 else 1e10
+        return flop, lambda: time.sleep(flop / rate)
+
+    monkeypatch.setattr(compute, "product", made)
+    monkeypatch.setattr(host, "quick", False)
+
+    assert compute._fastest(host, Lane.CPU, DType.FLOAT32, 1) == [fastest]
+
+
+def test_the_roof_is_the_shape_with_the_higher_median():
+    one, other = (
+        compute.ProductSamples(dtype=DType.FLOAT32, threads=1, shape=(side,) * 3, absurd=False, flop_per_s=rates)
+        for side, rates in ((512, (1.0, 2.0, 9.0)), (1024, (3.0, 3.0, 3.0)))
+    )
+
+    assert compute.best_of((one, other)) == compute.best_of((other, one)) == {(DType.FLOAT32, 1): other}
+
+
+def test_rounds_end_when_the_spread_is_small(monkeypatch):
+    _verdicts(monkeypatch)
+    calm = measure.measure({"a": lambda: 1.0}, rounds=50, budget_s=10.0)
+    ticks = iter(range(1, 1000))
+    wild = measure.measure({"a": lambda: 1.0, "b": lambda: float(next(ticks))}, rounds=20, budget_s=10.0)
+
+    assert len(calm["a"]) == 5
+    assert len(wild["a"]) == 20
+
+
+def test_every_round_is_logged_with_its_cpu_time(monkeypatch):
+    _verdicts(monkeypatch, True, False, False, False)
+    logged: list[tuple[dict[str, float], measure.CpuUse]] = []
+    ticks = iter(range(1, 100))
+    measure.measure(
+        {"a": lambda: float(next(ticks))}, rounds=3, budget_s=5.0, log=lambda result, use: logged.append((result, use))
+    )
+
+    assert [result["a"] for result, _ in logged] == [1.0, 2.0, 3.0, 4.0]
+    assert [use.clean for _, use in logged] == [False, True, True, True]
+    assert all(use.wall_s > 0 and use.own_s >= 0 and use.foreign_s >= 0 for _, use in logged)
 
 
 def test_table_holds_every_shape_where_time_allows(host, monkeypatch):
@@ -170,9 +233,8 @@ def test_table_leaves_out_row_counts_that_do_not_fit(host, monkeypatch):
 def test_emulated_profile_says_its_sources_and_reads_back_as_written(tmp_path):
     backend = EmulatedBackend(SPEC)
     said: list[str] = []
-    profile = profile_machine(
-        backend, [_sleeping_probe(1e-5)], quick=True, progress=said.append, command="hrm profile --device emulated:tiny"
-    )
+    request = Request(quick=True, command="hrm profile --device emulated:tiny")
+    profile = profile_machine(backend, [_sleeping_probe(1e-5)], request, progress=said.append)
     used_bytes = backend.memory_used_bytes
     backend.close()
     _assert_sources(profile)
@@ -188,6 +250,7 @@ def test_emulated_profile_says_its_sources_and_reads_back_as_written(tmp_path):
     for name, pace in (("h2d", 2e8), ("d2h", 1e8)):
         rate = loaded.link(name).bytes_per_s
         assert rate.peak == pace
+        assert rate.measured is not None
         assert rate.measured.median <= pace
     assert {(table.kernel, table.level) for table in loaded.ceilings} == {("projection", "cpu"), ("projection", "gpu")}
     assert set(loaded.contention) == {"cpu", "gpu", "h2d", "d2h"}
@@ -209,10 +272,10 @@ def _assert_sources(profile):
 @pytest.mark.usefixtures("small")
 def test_host_profile_has_no_device():
     backend = HostBackend(threads=1)
-    profile = profile_machine(backend, quick=True)
+    profile = profile_machine(backend, request=Request(quick=True))
     backend.close()
 
     assert (profile.device, profile.has_gpu, profile.links, profile.emulated) == ("none", False, {}, None)
     level = profile.level("cpu")
     assert level.usable_bytes < level.capacity_bytes
-    assert level.compute_flop_per_s[DType.FLOAT32].measured.median > 1e8
+    assert level.compute_flop_per_s[DType.FLOAT32].roof > 1e8

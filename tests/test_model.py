@@ -7,7 +7,6 @@ import pytest
 from typer.testing import CliRunner
 
 from hrm.cli.model import model_app
-from hrm.dtypes import DType
 from hrm.model import LatentAttention, LayerKind, ModelSpec
 
 MIXTURE = ModelSpec(

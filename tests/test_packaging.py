@@ -59,7 +59,7 @@ def test_wheel_holds_code_data_and_licence(wheel):
 
     for profile in (ROOT / "hardware_profiles").glob("*.yaml"):
         assert f"hrm/hardware_profiles/{profile.name}" in names
-    for folder, pattern in (("hrm", "*.html"), ("hrm/model_configs", "*.json"), ("hrm/device/specs", "*.yaml")):
+    for folder, pattern in (("hrm/views", "*.html"), ("hrm/model_configs", "*.json"), ("hrm/device/specs", "*.yaml")):
         found = [path.name for path in (ROOT / folder).glob(pattern)]
         assert found
         assert {f"{folder}/{name}" for name in found} <= names

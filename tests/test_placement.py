@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrm import roofline_scene as scene
 from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
 from hrm.hardware import Link, load_profile
-from hrm.ladder import computing_levels, fastest_level, upward_links
-from hrm.layer_operators import Shape
 from hrm.model import LatentAttention
 from hrm.model_config import load_model
-from hrm.placement import place_operators
 from hrm.roofline import Bound, level_flop_per_s
 from hrm.schedule.task import Phase
+from hrm.views import roofline_scene as scene
+from hrm.views.ladder import computing_levels, fastest_level, upward_links
+from hrm.views.layer_operators import Shape
+from hrm.views.placement import place_operators
 from tests.machines import cpu_only, level, machine, machines, model, rate
 
 CASE_STUDY: dict[str, Any] = {

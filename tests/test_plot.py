@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hrm import roofline_scene as scene
 from hrm.dtypes import DType
 from hrm.errors import FileError, HrmError
 from hrm.hardware import load_profile
 from hrm.model_config import load_model
-from hrm.plot import draw_roofline
-from hrm.roofline_words import AXES_INCHES, changing_words, roof_words, to_inches
 from hrm.schedule.task import Phase
+from hrm.views import roofline_scene as scene
+from hrm.views.plot import draw_roofline
+from hrm.views.roofline_words import AXES_INCHES, changing_words, roof_words, to_inches
 from tests.machines import cpu_only, level, machine
 from tests.test_placement import CASE_STUDY, place, with_disk
 
@@ -144,7 +144,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     """Its global state would belong to the notebook or program that draws."""
     code = (
         "import sys; from tests.machines import machine; from tests.test_placement import CASE_STUDY, place; "
-        "from hrm.plot import draw_roofline; assert 'matplotlib' not in sys.modules; "
+        "from hrm.views.plot import draw_roofline; assert 'matplotlib' not in sys.modules; "
         "draw_roofline(place(machine()), sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     root = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from hrm.cli.main import app
 from hrm.errors import FileError
 from hrm.hardware import load_profile
 from hrm.model_config import load_model
-from hrm.roofline_page import write_roofline_page
+from hrm.views.roofline_page import write_roofline_page
 from tests.machines import cpu_only, machine, model
 from tests.test_placement import CASE_STUDY, place, rows, shape_of, with_disk
 

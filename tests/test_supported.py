@@ -44,7 +44,23 @@ HOST = replace(POLICY, ffn_device=Processor.CPU, schedule=ScheduleName.HOST)
 LATENT = LatentAttention(kv_lora_rank=8, nope_head_dim=4, rope_head_dim=2, value_head_dim=4)
 
 
-@pytest.mark.parametrize("policy", [POLICY, HOST, replace(POLICY, expert_dtype=DType.BFLOAT16)])
+ON_GPU = replace(POLICY, attention_device=Processor.GPU, kv_on_gpu=1.0)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        POLICY,
+        HOST,
+        replace(POLICY, expert_dtype=DType.BFLOAT16),
+        replace(POLICY, schedule=ScheduleName.UNPAGED),
+        replace(POLICY, schedule=ScheduleName.SERIAL),
+        replace(ON_GPU, schedule=ScheduleName.LAYERWISE),
+        replace(ON_GPU, schedule=ScheduleName.KV_TRANSFER, kv_on_gpu=0.5),
+        replace(POLICY, cpu_experts=1),
+        replace(ON_GPU, ffn_device=Processor.CPU),
+    ],
+)
 @pytest.mark.parametrize("model", [MODEL, replace(MODEL, family="llama", num_experts=1, experts_per_token=1)])
 def test_plain_models_and_policies_are_run(model, policy):
     check_runnable(model, policy)
@@ -83,11 +99,6 @@ def test_a_window_that_the_job_does_not_outgrow_is_run():
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        (replace(POLICY, schedule=ScheduleName.UNPAGED), "schedule unpaged"),
-        (replace(POLICY, schedule=ScheduleName.SERIAL), "schedule serial"),
-        (replace(POLICY, schedule=ScheduleName.KV_TRANSFER), "schedule kv-transfer"),
-        (replace(POLICY, cpu_experts=1), "cpu_experts 1"),
-        (replace(POLICY, ffn_device=Processor.CPU, attention_device=Processor.GPU), "ffn_device cpu with attention"),
         (replace(POLICY, expert_dtype=DType.INT4), "expert_dtype int4"),
         (replace(POLICY, weight_dtype=DType.INT4), "weight_dtype int4"),
         (replace(POLICY, kv_dtype=DType.INT8), "kv_dtype int8"),

@@ -72,3 +72,16 @@ def test_phases_end_with_the_first_tokens_and_look_ahead_counts_where_it_ran():
     assert result.throughput_tokens_per_s == 1.0
     assert result.decode_throughput_tokens_per_s == 1.5
     assert result.prefill_throughput_tokens_per_s == 2.0
+
+
+def test_where_a_head_follows_split_experts_it_makes_the_first_tokens():
+    def span(kind, part, start_s):
+        return Span(Phase.PREFILL, 0, TaskKey(kind, 0, part), Lane.GPU, start_s, start_s + 1.0)
+
+    posts = (span(TaskKind.POST_ATTENTION, 0, 0.0), span(TaskKind.POST_ATTENTION, 1, 1.0))
+    heads = (span(TaskKind.HEAD, 0, 3.0), span(TaskKind.HEAD, 1, 5.0))
+    later = Span(Phase.PREFILL, 0, TaskKey(TaskKind.PAGE_COPY, 0, 0), Lane.H2D, 5.0, 9.0)
+
+    windows = WaveSpans(begun_s=0.0, spans=(*posts, *heads, later)).windows
+
+    assert windows == {Phase.PREFILL: (0.0, 6.0), Phase.DECODE: (6.0, 9.0)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import hrm
-from hrm.gantt import draw_gantt
 from hrm.lanes import pass_costs
 from hrm.policy import PolicyGrid
 from hrm.rates import Rates
@@ -18,6 +17,7 @@ from hrm.schedule.catalog import build_schedule
 from hrm.schedule.simulator import PassLoad
 from hrm.schedule.task import Lane, Phase, TaskKind
 from hrm.schedule.timeline import Timeline, simulate_timeline
+from hrm.views.gantt import draw_gantt
 
 FOLDER = Path(__file__).resolve().parent
 CPU, GPU = hrm.Processor.CPU, hrm.Processor.GPU

@@ -11,6 +11,7 @@ from hrm.cli.options import Json
 
 if TYPE_CHECKING:
     from hrm.hardware import HardwareProfile
+    from hrm.microbench.kernels import KernelProbe
 
 __all__ = ["hardware_app", "profile"]
 
@@ -25,34 +26,73 @@ def profile(
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds, not minutes: fewer repeats and shapes, kernels in bfloat16 only.")
     ] = False,
+    disk: Annotated[
+        Path | None, typer.Option("--disk", help="Measure the disk of this folder too; a file of up to 1 GiB is made.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a profile that was cut short.")] = False,
+    check: Annotated[
+        Path | None, typer.Option("--check", help="Instead: measure a few roofs of this profile again; 1 = drifted.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure this machine's roofs and kernel ceilings into a profile."""
-    from executor.kernels import kernel_probes
+    if check is not None:
+        _check(check, disk, json)
+        return
     from executor.native import status_line
     from hrm.device.opening import open_backend, parse_device
-    from hrm.dtypes import DType
     from hrm.files import check_output, to_plain, write_yaml
-    from hrm.microbench.profile import profile_machine
-    from hrm.report import progress, show_json, show_profile
+    from hrm.microbench.journal import finish
+    from hrm.microbench.profile import Request, profile_machine
+    from hrm.report import progress, show_json
+    from hrm.report_profile import show_profile
 
     check_output(output)
     chosen = parse_device(device)
-    command = f"hrm profile --device {device}{' --quick' if quick else ''}"
-    dtypes = (DType.BFLOAT16,) if quick else (DType.BFLOAT16, DType.FLOAT32)
-    probes = [probe for dtype in dtypes for probe in kernel_probes(dtype, quick)]
+    command = f"hrm profile --device {device}{' --quick' if quick else ''}{' --disk FOLDER' if disk else ''}"
+    request = Request(quick=quick, command=command, name=output.stem, disk=disk, output=output, resume=resume)
     backend = open_backend(chosen.device, chosen.emulated, index=chosen.index)
     try:
         with progress("profiling") as step:
-            measured = profile_machine(backend, probes, quick=quick, progress=step, command=command, name=output.stem)
+            measured = profile_machine(backend, _probes(quick), request, progress=step)
     finally:
         backend.close()
     write_yaml(output, measured)
+    samples = finish(output)
     if json:
         show_json(to_plain(measured))
     else:
         show_profile(measured)
-        typer.echo(f"{status_line()}\nwrote {output}")
+        typer.echo(f"{status_line()}\nwrote {output}, and every sample to {samples}")
+
+
+def _probes(quick: bool) -> list[KernelProbe]:
+    from executor.kernels import kernel_probes
+    from hrm.dtypes import DType
+
+    dtypes = (DType.BFLOAT16,) if quick else (DType.BFLOAT16, DType.FLOAT32)
+    return [probe for dtype in dtypes for probe in kernel_probes(dtype, quick)]
+
+
+def _check(path: Path, disk: Path | None, json: bool) -> None:
+    """Measure roofs of a profile again; ends with 1 when one drifted beyond its spread."""
+    from hrm.device.opening import open_backend
+    from hrm.files import to_plain
+    from hrm.hardware import load_profile
+    from hrm.microbench.check import check_machine
+    from hrm.report import progress, show_json
+    from hrm.report_profile import show_drift
+
+    found = load_profile(path)
+    backend = open_backend(found.device, found.emulated)
+    try:
+        with progress("checking") as step:
+            report = check_machine(backend, found, disk=disk, progress=step)
+    finally:
+        backend.close()
+    show_json(to_plain(report) | {"drifted": list(report.drifted)}) if json else show_drift(report)
+    if report.drifted:
+        raise typer.Exit(1)
 
 
 @hardware_app.command("list")
@@ -91,7 +131,8 @@ def show(name: Annotated[str, typer.Argument(help="Bundled name, alias or profil
     """Show a profile."""
     from hrm.files import to_plain
     from hrm.hardware import load_profile
-    from hrm.report import show_json, show_profile
+    from hrm.report import show_json
+    from hrm.report_profile import show_profile
 
     found = load_profile(name)
     show_json(to_plain(found)) if json else show_profile(found)

@@ -121,6 +121,8 @@ def workload_of(
         workload = _workload_of_prompts(prompts, tokenizer, gen_len)
     else:
         assert prompt_len is not None
+        if not math.isfinite(prompt_len):
+            raise HrmError(f"--prompt-len {prompt_len}: must be a number of tokens (correct it)")
         workload = Workload(
             mean_prompt_len=float(prompt_len),
             max_prompt_len=max_prompt_len or math.ceil(prompt_len),

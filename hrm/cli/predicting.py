@@ -10,6 +10,7 @@ import typer
 
 from hrm.cli import options
 from hrm.cli.plans import deliver, pose
+from hrm.cli.timelines import GanttFile, TraceFile, check_files, show_preview
 from hrm.errors import HrmError
 from hrm.estimate import Fidelity
 from hrm.policy import Processor, ScheduleName, Staging
@@ -25,6 +26,9 @@ __all__ = ["predict"]
 T = TypeVar("T")
 
 ALL = "all"
+
+Files = tuple[Path | None, Path | None, Path | None]
+"""The plan, the trace and the picture to write."""
 
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="Predict this plan, instead of a policy by options.")]
 OptionalModel = Annotated[str | None, typer.Option("--model", help="Bundled name, checkpoint folder or config.json.")]
@@ -71,6 +75,8 @@ def predict(
     staging: options.StagingOption = Staging.PINNED,
     fidelity: options.FidelityOption = Fidelity.CEILING,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write.")] = None,
+    trace: TraceFile = None,
+    gantt: GanttFile = None,
     json: options.Json = False,
 ) -> None:
     """Predict a given policy, or a plan again: prefill, decode, throughput, and what binds.
@@ -84,8 +90,9 @@ def predict(
 
     if output is not None:
         check_output(output)
+    check_files(trace, gantt, one_schedule=schedule != ALL)
     if plan is not None:
-        _predict_plan(plan, hardware, fidelity, output, json=json)
+        _predict_plan(plan, hardware, fidelity, (output, trace, gantt), json=json)
         return
     hardware_name, model_name = _given(hardware, "--hardware"), _given(model, "--model")
     workload = options.workload_of(
@@ -126,7 +133,7 @@ def predict(
     if schedule == ALL:
         _compare(problem, policy, schedule, json=json)
         return
-    _predict(problem, policy, fidelity, output, json=json)
+    _predict(problem, policy, fidelity, (output, trace, gantt), json=json)
 
 
 def _schedule_named(name: str | None) -> ScheduleName | None:
@@ -244,15 +251,17 @@ def _whole_experts(option: str, fraction: float, num_experts: int) -> int:
     return count
 
 
-def _predict_plan(path: Path, hardware: str | None, fidelity: Fidelity, output: Path | None, *, json: bool) -> None:
+def _predict_plan(path: Path, hardware: str | None, fidelity: Fidelity, files: Files, *, json: bool) -> None:
     """Show the prediction that a plan carries, another fidelity in front; or make it again for another machine."""
     from hrm.plan import load_plan
 
     plan = load_plan(path)
     if hardware is None:
-        deliver(replace(plan, prediction=replace(plan.prediction, fidelity=fidelity)), output, json=json)
+        if any(files[1:]):
+            raise HrmError("--hardware: needed with --trace and --gantt (a plan does not hold its machine's profile)")
+        deliver(replace(plan, prediction=replace(plan.prediction, fidelity=fidelity)), files[0], json=json)
         return
-    _predict(_problem_of(plan, hardware), plan.policy, fidelity, output, json=json)
+    _predict(_problem_of(plan, hardware), plan.policy, fidelity, files, json=json)
 
 
 def _problem_of(plan: Plan, hardware: str) -> Problem:
@@ -270,9 +279,10 @@ def _problem_of(plan: Plan, hardware: str) -> Problem:
     )
 
 
-def _predict(problem: Problem, policy: Policy, fidelity: Fidelity, output: Path | None, *, json: bool) -> None:
+def _predict(problem: Problem, policy: Policy, fidelity: Fidelity, files: Files, *, json: bool) -> None:
     from hrm.plan import PlanStatus
     from solver.grid import make_plan
 
     made = make_plan(problem, policy, PlanStatus.GIVEN, fidelity)
-    deliver(made, output, json=json, short=problem.short_of(policy))
+    deliver(made, files[0], json=json, short=problem.short_of(policy))
+    show_preview(policy, problem.model, problem.hardware, problem.workload, files[1:])

@@ -14,7 +14,7 @@ from hrm.schedule.task import Phase
 if TYPE_CHECKING:
     from hrm.hardware import HardwareProfile
     from hrm.model import ModelSpec
-    from hrm.placement import RooflineView
+    from hrm.views.placement import RooflineView
 
 __all__ = ["roofline"]
 
@@ -37,10 +37,10 @@ def roofline(
     As .html, a page with sliders for N and mu.
     """
     from hrm.hardware import load_profile
-    from hrm.layer_operators import Shape
     from hrm.model_config import load_model
-    from hrm.placement import place_operators
     from hrm.report import show_json, show_roofline
+    from hrm.views.layer_operators import Shape
+    from hrm.views.placement import place_operators
 
     spec, machine = load_model(model), load_profile(hardware)
     if micro_batch_size > batch_size:
@@ -64,8 +64,8 @@ def roofline(
 
 
 def _draw(view: RooflineView, model: ModelSpec, machine: HardwareProfile, output: Path) -> None:
-    from hrm.plot import draw_roofline
-    from hrm.roofline_page import write_roofline_page
+    from hrm.views.plot import draw_roofline
+    from hrm.views.roofline_page import write_roofline_page
 
     if output.suffix.lower() == ".html":
         write_roofline_page(model, machine, view.shape, output)

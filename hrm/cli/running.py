@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.options import Json
+from hrm.cli.timelines import TraceFile, profile_of, write_run_trace
 from hrm.errors import HrmError
 
 __all__ = ["compare", "run"]
@@ -19,6 +20,8 @@ def run(
     prompts: Annotated[Path, typer.Option("--prompts", help="Prompts as JSONL: id and prompt, messages or tokens.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Completions to write, JSONL.")],
     report: Annotated[Path | None, typer.Option("--report", help="Run report to write, JSON.")] = None,
+    trace: TraceFile = None,
+    hardware: Annotated[str | None, typer.Option("--hardware", help="Profile for the prediction in --trace.")] = None,
     json: Json = False,
 ) -> None:
     """Run a plan as written and print predicted beside measured."""
@@ -30,8 +33,9 @@ def run(
     from hrm.plan import load_plan
     from hrm.report import progress, show_json, show_run
 
-    _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in (output, report) if path is not None))
+    _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in (output, report, trace) if path is not None))
     loaded = load_plan(plan)
+    profile = profile_of(loaded, hardware) if hardware else None
     backend = open_backend(loaded.machine.device, loaded.machine.emulated)
     try:
         with progress("running") as step:
@@ -44,6 +48,8 @@ def run(
     result = report_run(loaded, generation.measured)
     if report is not None:
         write_json(report, result)
+    if trace is not None:
+        write_run_trace(trace, loaded, generation, profile)
     if json:
         show_json(result)
     else:

@@ -91,5 +91,8 @@ class Backend(Protocol):
         Called from work on the `h2d` or `d2h` stream; the direction follows from that lane.
         """
 
+    def await_copies(self) -> None:
+        """Block the calling lane's work until what it has copied so far has arrived: before the host looks at it."""
+
     def close(self) -> None:
         """End the streams; further use is an error."""

@@ -146,6 +146,10 @@ class CudaBackend:
             raise DeviceError(f"copy called from {current_lane() or 'no lane'}: call it on the h2d or d2h stream")
         target.copy_(source, non_blocking=True)
 
+    def await_copies(self) -> None:
+        """Wait for the calling lane's CUDA stream."""
+        torch.cuda.current_stream().synchronize()
+
     def close(self) -> None:
         """End the streams; further use is an error."""
         self._host_streams.close()

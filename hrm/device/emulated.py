@@ -111,6 +111,9 @@ class EmulatedBackend:
             raise DeviceError("copy of a tensor with gaps: make both tensors contiguous")
         link.copy(target.data_ptr(), source.data_ptr(), source.nbytes)
 
+    def await_copies(self) -> None:
+        """Do nothing: `copy` returns when all has arrived."""
+
     def close(self) -> None:
         """End the streams; further use is an error."""
         self._streams.close()

@@ -65,6 +65,9 @@ class HostBackend:
             f"(use --device emulated)"
         )
 
+    def await_copies(self) -> None:
+        """Do nothing: `copy` returns when all has arrived."""
+
     def close(self) -> None:
         """End the streams; further use is an error."""
         self._streams.close()

@@ -104,6 +104,7 @@ class WorkerStream:
         self._credit_s = 0.0
         self._queue: SimpleQueue[WorkEvent | None] = SimpleQueue()
         self._ended = False
+        self._dropping = False
         # torch keeps one number of threads per thread but starts each with the last one set anywhere: read it here, so
         # that the caller's own number stays as it is.
         torch.get_num_threads()
@@ -125,13 +126,17 @@ class WorkerStream:
         return event
 
     def end(self) -> None:
-        """Accept no more work; what was submitted is still done."""
+        """Accept no more work; what was submitted is still done, unless an error is on its way through the caller.
+
+        Then what has not begun is dropped: whoever interrupts a run does not wait for the rest of it.
+        """
         if not self._ended:
             self._ended = True
+            self._dropping = sys.exception() is not None
             self._queue.put(None)
 
     def close(self) -> None:
-        """Accept no more work, do what was submitted, end the thread."""
+        """Accept no more work, end the thread after what `end` leaves to do."""
         self.end()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -147,6 +152,8 @@ class WorkerStream:
                 return
             try:
                 event.depend()
+                if self._dropping:
+                    raise DeviceError(f"stream {self.lane}: closed before this work began (run again)")
                 self._execute(event)
             except BaseException as error:
                 event.finish(error)

@@ -1,23 +1,26 @@
-"""One profiling run: the backend measured, how thorough to be, and how much time is left."""
+"""One profiling run: the backend measured, how thorough to be, how much time is left, and every sample taken."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from hrm.device.backend import Backend
 from hrm.dtypes import DType
-from hrm.hardware import Measurement
-from hrm.microbench.measure import Timed, measure, on_lane, summary, warm_up
+from hrm.files import to_plain
+from hrm.microbench.measure import CpuUse, Timed, measure, on_lane, warm_up
 from hrm.schedule.task import Lane
 
 K = TypeVar("K")
 T = TypeVar("T")
 
-__all__ = ["TORCH_DTYPES", "Bench"]
+__all__ = ["TORCH_DTYPES", "Bench", "Samples"]
+
+Samples = tuple[float, ...]
+"""One figure per round that was kept."""
 
 TORCH_DTYPES = {
     DType.FLOAT32: torch.float32,
@@ -25,7 +28,7 @@ TORCH_DTYPES = {
     DType.FLOAT16: torch.float16,
 }
 
-_QUICK_S, _THOROUGH_S = 13.5, 100.0
+_QUICK_S, _THOROUGH_S = 11.0, 105.0
 """Time a whole profile aims at; what is under way is finished, so the end comes a little later."""
 
 
@@ -40,6 +43,7 @@ class Bench:
         """Longest that one repeat should take where its size can be chosen."""
         self._deadline_s = time.perf_counter() + (_QUICK_S if quick else _THOROUGH_S)
         self._progress = progress
+        self._log: list[dict[str, Any]] = []
 
     @property
     def left_s(self) -> float:
@@ -51,22 +55,31 @@ class Bench:
         if self._progress is not None:
             self._progress(text)
 
+    def log(self, result: object, use: CpuUse) -> None:
+        """Keep what a round gave and the CPU time it took, whether it will be used or not."""
+        self._log.append({"result": to_plain(result)} | to_plain(use))
+
+    def take_log(self) -> list[dict[str, Any]]:
+        """Return the rounds kept since the last call, as plain data."""
+        taken, self._log = self._log, []
+        return taken
+
     def seconds(self, lane: Lane, work: Callable[[], object]) -> float:
         """Estimate how long a piece of work takes on a lane: the second of two calls."""
         once = on_lane(self.backend, lane, work)
         once()
         return once()
 
-    def times(self, lane: Lane, works: Mapping[K, Callable[[], object]]) -> dict[K, tuple[float, ...]]:
+    def times(self, lane: Lane, works: Mapping[K, Callable[[], object]]) -> dict[K, Samples]:
         """Time pieces of work on a lane, one at a time, in turn."""
         timed: dict[K, Timed] = {key: on_lane(self.backend, lane, work) for key, work in works.items()}
         warm_up(timed)
-        return measure(timed, rounds=self.rounds, budget_s=self.rounds * 2 * self.case_s * len(works))
+        return measure(timed, rounds=self.rounds, budget_s=self.rounds * 2 * self.case_s * len(works), log=self.log)
 
-    def rates(self, lane: Lane, cases: Mapping[K, tuple[float, Callable[[], object]]]) -> dict[K, Measurement]:
+    def rates(self, lane: Lane, cases: Mapping[K, tuple[float, Callable[[], object]]]) -> dict[K, Samples]:
         """Measure rates on a lane; each case is an amount (FLOP or bytes) and the work that does it."""
         times = self.times(lane, {key: work for key, (_, work) in cases.items()})
-        return {key: summary([amount / seconds for seconds in times[key]]) for key, (amount, _) in cases.items()}
+        return {key: tuple(amount / seconds for seconds in times[key]) for key, (amount, _) in cases.items()}
 
     def made_for(self, lane: Lane, make: Callable[[torch.device], T]) -> T:
         """Make operands for a processor's lane: on the device's own lane for `gpu`, else in the calling thread.
@@ -78,3 +91,9 @@ class Bench:
         made: list[T] = []
         self.backend.stream(lane).submit(lambda: made.append(make(self.backend.device))).wait()
         return made[0]
+
+    def asked_on(self, lane: Lane, question: Callable[[], T]) -> T:
+        """Return what `question` answers in the thread of a lane: how many threads it uses, on which cores."""
+        answers: list[T] = []
+        self.backend.stream(lane).submit(lambda: answers.append(question())).wait()
+        return answers[0]

@@ -1,60 +1,200 @@
-"""Compute roofs: the rate of a large matrix product per dtype, and what starting a small kernel costs."""
+"""Compute roofs: the rate of matrix products at the best of several shapes, and what starting a small kernel costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping
+from itertools import product as pairs
 
 import torch
-from torch.nn.functional import linear
 
 from hrm.dtypes import DType
 from hrm.hardware import Measurement
-from hrm.microbench.bench import TORCH_DTYPES, Bench
+from hrm.microbench.bench import TORCH_DTYPES, Bench, Samples
 from hrm.microbench.measure import summary
+from hrm.microbench.threads import lane_cores, with_threads
+from hrm.records import record
 from hrm.schedule.task import Lane
+from hrm.units import MIB
 
-__all__ = ["ABSURD_FACTOR", "gemm_rates", "launch_s", "product"]
+__all__ = [
+    "ABSURD_FACTOR",
+    "ProductSamples",
+    "Shape",
+    "best_of",
+    "best_shapes",
+    "launch_s",
+    "product",
+    "product_samples",
+]
 
 ABSURD_FACTOR = 20.0
 """A dtype whose tiny product takes this many times longer than float32's is emulated in software: never chosen."""
 
-_TINY = 64
-_PILOT_ROWS = 32
+Shape = tuple[int, int, int]
+"""Rows, inner size and columns of a product."""
+
+_TINY: Shape = (128, 128, 128)
+"""Small enough for any dtype to end; smaller ones show their fixed costs, not their rate."""
+_SIZES = (256, 512, 1024, 2048, 4096, 8192)
+_OBLONG = ((4, 1, 1), (1, 4, 1), (1, 1, 4))
+"""Around the best square: one side this many times longer."""
+_MOST_BYTES = 256 * MIB
+_CLOSE, _FINALISTS = 0.9, 3
+"""So many of the shapes that a first trial puts within this share of the best are measured."""
+_SHORT_TRIALS = 4
+"""Least of so many calls where a call is short: what disturbs a trial only slows it."""
 _LAUNCHES = 200
 
 Case = tuple[float, Callable[[], object]]
+_KINDS = {**TORCH_DTYPES, DType.INT8: torch.int8}
 
 
-def gemm_rates(bench: Bench, lane: Lane) -> tuple[dict[DType, Measurement], frozenset[DType]]:
-    """Measure FLOP/s of `linear(x, weight)`, weight stored [out, in], per dtype; also tell which dtypes are absurd.
+@record
+class ProductSamples:
+    """Rates of a dtype's product by so many threads (0: a device's own) at one shape, per round."""
 
-    Each dtype is first tried on a tiny product: one that is absurdly slow there is reported at that size and not tried
-    larger, for half a second would become minutes.
+    dtype: DType
+    threads: int
+    shape: Shape
+    absurd: bool
+    flop_per_s: Samples
+
+
+def product(bench: Bench, lane: Lane, dtype: DType, shape: Shape, threads: int = 0) -> Case:
+    """Make a product by a weight stored [columns, inner], as weights are, into memory that is there already.
+
+    Returns its FLOP, and the work that does it, by `threads` if given.
     """
-    tiny = {dtype: product(bench, lane, dtype, _TINY, _TINY) for dtype in TORCH_DTYPES}
-    tiny_s = {dtype: bench.seconds(lane, work) for dtype, (_, work) in tiny.items()}
-    absurd = frozenset(dtype for dtype in tiny if tiny_s[dtype] > ABSURD_FACTOR * tiny_s[DType.FLOAT32])
-    cases = {dtype: tiny[dtype] if dtype in absurd else _large(bench, lane, dtype) for dtype in TORCH_DTYPES}
-    return bench.rates(lane, cases), absurd
+    rows, inner, columns = shape
+    kind = _KINDS[dtype]
+
+    def make(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        left, weight = (torch.ones(size, device=device).to(kind) for size in ((rows, inner), (columns, inner)))
+        result = torch.int32 if dtype is DType.INT8 else kind
+        return left, weight.t(), torch.empty(rows, columns, device=device, dtype=result)
+
+    left, right, result = bench.made_for(lane, make)
+
+    def work() -> None:
+        if dtype is DType.INT8:
+            torch._int_mm(left, right, out=result)
+        else:
+            torch.mm(left, right, out=result)
+
+    flop = 2.0 * rows * inner * columns
+    return flop, with_threads(threads, bench.asked_on(lane, torch.get_num_threads), work) if threads else work
 
 
-def _large(bench: Bench, lane: Lane, dtype: DType) -> Case:
-    """Choose a product that takes as long as a repeat may, going by one with few rows."""
-    size = 8192 if lane is Lane.GPU and bench.backend.device.type != "cpu" else 1024
-    pilot_s = bench.seconds(lane, product(bench, lane, dtype, size, _PILOT_ROWS)[1])
-    rows = int(min(size, max(_PILOT_ROWS, _PILOT_ROWS * bench.case_s / pilot_s)))
-    return product(bench, lane, dtype, size, rows)
+def best_shapes(bench: Bench, lane: Lane) -> tuple[ProductSamples, ...]:
+    """Find, per dtype and number of threads, the shapes at which a product runs fastest.
+
+    A dtype that is absurdly slow on a tiny product is not tried larger, for half a second would become minutes; one
+    that torch cannot multiply is left out.
+    """
+    counts = sorted({1, len(lane_cores(bench))}) if lane is Lane.CPU else [0]
+    if bench.quick:
+        counts = counts[-1:]
+    dtypes = TORCH_DTYPES if bench.quick else _KINDS
+    tiny_s = {dtype: found for dtype in dtypes if (found := _tiny_s(bench, lane, dtype)) is not None}
+    chosen = []
+    for dtype, threads in pairs(tiny_s, counts):
+        absurd = tiny_s[dtype] > ABSURD_FACTOR * tiny_s[DType.FLOAT32]
+        if not absurd:
+            chosen += [_found(dtype, threads, shape) for shape in _fastest(bench, lane, dtype, threads)]
+        elif threads == counts[-1]:
+            chosen.append(ProductSamples(dtype=dtype, threads=threads, shape=_TINY, absurd=True, flop_per_s=()))
+    return tuple(chosen)
 
 
-def product(bench: Bench, lane: Lane, dtype: DType, size: int, rows: int) -> Case:
-    """Make a product of `rows` x `size` by a square weight: its FLOP, and the work that does it."""
+def _found(dtype: DType, threads: int, shape: Shape) -> ProductSamples:
+    return ProductSamples(dtype=dtype, threads=threads, shape=shape, absurd=False, flop_per_s=())
 
-    def make(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = torch.randn(size, size, device=device).to(TORCH_DTYPES[dtype])
-        return torch.randn(rows, size, device=device).to(TORCH_DTYPES[dtype]), weight
 
-    operand, weight = bench.made_for(lane, make)
-    return 2.0 * rows * size * size, lambda: linear(operand, weight)
+def _tiny_s(bench: Bench, lane: Lane, dtype: DType) -> float | None:
+    try:
+        return bench.seconds(lane, product(bench, lane, dtype, _TINY)[1])
+    except (RuntimeError, AttributeError, TypeError):
+        if dtype is DType.FLOAT32:
+            raise
+        return None
+
+
+def _fastest(bench: Bench, lane: Lane, dtype: DType, threads: int) -> list[Shape]:
+    """Try squares as long as one takes no longer than a repeat may, then oblongs of the best square's size."""
+    tried: dict[Shape, float] = {}
+    for size in _SIZES:
+        if tried and (_bytes((size,) * 3) > _room_bytes(bench, lane) or _too_long(bench, tried, size)):
+            break
+        _try(bench, lane, (dtype, threads), (size, size, size), tried)
+    best = max(tried, key=lambda shape: tried[shape])
+    for factors in () if bench.quick else _OBLONG:
+        rows, inner, columns = (side * factor // 2 for side, factor in zip(best, factors, strict=True))
+        _try(bench, lane, (dtype, threads), (rows, inner, columns), tried)
+    top = max(tried.values())
+    close = sorted((shape for shape in tried if tried[shape] >= _CLOSE * top), key=lambda shape: -tried[shape])
+    return close[: 1 if bench.quick else _FINALISTS]
+
+
+def _try(bench: Bench, lane: Lane, kind: tuple[DType, int], shape: Shape, tried: dict[Shape, float]) -> None:
+    flop, work = product(bench, lane, kind[0], shape, kind[1])
+    once_s = bench.seconds(lane, work)
+    if once_s < bench.case_s / 4:
+        once_s = min(once_s, *(bench.seconds(lane, work) for _ in range(_SHORT_TRIALS)))
+    tried[shape] = flop / once_s
+
+
+def _too_long(bench: Bench, tried: Mapping[Shape, float], size: int) -> bool:
+    return 2.0 * size**3 / max(tried.values()) > bench.case_s
+
+
+def _bytes(shape: Shape) -> int:
+    rows, inner, columns = shape
+    return 4 * (rows * inner + inner * columns + rows * columns)
+
+
+def _room_bytes(bench: Bench, lane: Lane) -> int:
+    on_device = lane is Lane.GPU and bench.backend.device.type != "cpu"
+    return bench.backend.memory_capacity_bytes // 8 if on_device else _MOST_BYTES
+
+
+def product_samples(bench: Bench, lane: Lane, chosen: tuple[ProductSamples, ...]) -> tuple[ProductSamples, ...]:
+    """Measure the chosen shapes, those of a dtype in turn; repeats last as long as they may."""
+    measured = []
+    for dtype in dict.fromkeys(one.dtype for one in chosen):
+        own = [one for one in chosen if one.dtype is dtype]
+        cases = {(one.threads, one.shape): _repeated(bench, lane, one) for one in own}
+        rates = bench.rates(lane, cases)
+        measured += [
+            ProductSamples(
+                dtype=dtype,
+                threads=one.threads,
+                shape=one.shape,
+                absurd=one.absurd,
+                flop_per_s=rates[one.threads, one.shape],
+            )
+            for one in own
+        ]
+    return tuple(measured)
+
+
+def _repeated(bench: Bench, lane: Lane, one: ProductSamples) -> Case:
+    flop, work = product(bench, lane, one.dtype, one.shape, one.threads)
+    if one.absurd:
+        return flop, work
+    times = max(1, int(bench.case_s / 2 / bench.seconds(lane, work)))
+
+    def several() -> None:
+        for _ in range(times):
+            work()
+
+    return times * flop, several
+
+
+def best_of(samples: tuple[ProductSamples, ...]) -> dict[tuple[DType, int], ProductSamples]:
+    """Return, per dtype and number of threads, the shape with the highest median."""
+    ranked = sorted(samples, key=lambda one: statistics.median(one.flop_per_s))
+    return {(one.dtype, one.threads): one for one in ranked}
 
 
 def launch_s(bench: Bench, lane: Lane) -> Measurement:

@@ -40,7 +40,9 @@ def contention(bench: Bench) -> dict[str, float]:
     works = _lane_works(bench)
     window_s = 0.12 if bench.quick else 0.4
     counts = {lane: math.ceil(window_s / bench.seconds(lane, work)) for lane, work in works.items()}
-    rounds = clean_rounds(lambda: _round(bench, works, counts), rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s)
+    rounds = clean_rounds(
+        lambda: _round(bench, works, counts), rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s, log=bench.log
+    )
     shares = {}
     for lane in works:
         alone_s, together_s = (_lower_quartile([times for one in rounds for times in one[lane][at]]) for at in (0, 1))
@@ -72,7 +74,7 @@ def shared_host_memory(bench: Bench) -> SharedRate:
             drawn_by[lane] * amount / statistics.median(_durations(spans[lane])) for lane, (amount, _) in cases.items()
         )
 
-    rounds = clean_rounds(total_bytes_per_s, rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s)
+    rounds = clean_rounds(total_bytes_per_s, rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s, log=bench.log)
     return SharedRate(
         bytes_per_s=Rate(measured=summary(rounds)), drawn_by={str(lane): share for lane, share in drawn_by.items()}
     )
@@ -113,7 +115,7 @@ def _lane_works(bench: Bench) -> dict[Lane, Work]:
     copy_bytes = _copy_bytes(bench)
     return {
         Lane.CPU: _reader(bench, Lane.CPU),
-        Lane.GPU: product(bench, Lane.GPU, DType.FLOAT32, _GEMM_SIZE, _GEMM_ROWS)[1],
+        Lane.GPU: product(bench, Lane.GPU, DType.FLOAT32, (_GEMM_ROWS, _GEMM_SIZE, _GEMM_SIZE))[1],
         Lane.H2D: copy_work(bench, Lane.H2D, copy_bytes),
         Lane.D2H: copy_work(bench, Lane.D2H, copy_bytes),
     }

@@ -16,12 +16,12 @@ from hrm.microbench.measure import Timed, measure, on_lane, summary, warm_up
 from hrm.records import record
 from hrm.schedule.task import Lane
 
-__all__ = ["KernelProbe", "MakeKernel", "measure_table", "measure_tables"]
+__all__ = ["KernelProbe", "MakeKernel", "measure_table", "table_jobs"]
 
 MakeKernel = Callable[[int, int, Lane, torch.device], Callable[[], object]]
 
 _QUICK_ROWS = 4
-_SECOND_COLUMN_S = 0.8
+_SECOND_COLUMN_S = 0.4
 """What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
 _REPEAT_S, _QUICK_REPEAT_S, _MOST_CALLS = 0.02, 0.01, 64
 """What a repeat should last at least, and how many calls of a kernel it may take for that."""
@@ -45,18 +45,13 @@ class KernelProbe:
     levels: tuple[str, ...] = ("cpu", "gpu")
 
 
-def measure_tables(bench: Bench, probes: Sequence[KernelProbe], levels: Iterable[str]) -> tuple[CeilingTable, ...]:
-    """Measure the table of every probe on every level, in the time that is left, shared evenly.
+def table_jobs(probes: Sequence[KernelProbe], levels: Iterable[str]) -> list[tuple[KernelProbe, str]]:
+    """Return which probe to measure on which level, in order.
 
     The device comes first: it is the faster one, and what it leaves of its time goes to the host.
     """
     in_order = sorted(levels, key=lambda level: level != "gpu")
-    jobs = [(probe, level) for level in in_order for probe in probes if level in probe.levels]
-    tables = []
-    for done, (probe, level) in enumerate(jobs):
-        bench.say(f"kernel {probe.kernel} in {probe.dtype} on {level}")
-        tables.append(measure_table(bench, probe, level, budget_s=max(0.0, bench.left_s) / (len(jobs) - done)))
-    return tuple(tables)
+    return [(probe, level) for level in in_order for probe in probes if level in probe.levels]
 
 
 def measure_table(bench: Bench, probe: KernelProbe, level: str, *, budget_s: float) -> CeilingTable:
@@ -113,7 +108,7 @@ def _measure_column(bench: Bench, probe: KernelProbe, lane: Lane, sizes: tuple[i
     warmed_s = time.perf_counter()
     warm_up(timed)
     once_s = time.perf_counter() - warmed_s
-    times = measure(timed, rounds=bench.rounds, budget_s=bench.rounds * once_s)
+    times = measure(timed, rounds=bench.rounds, budget_s=bench.rounds * once_s, log=bench.log)
     return _Column(cells={size: summary(times[size]) for size in sizes}, make_s=made_s - begun_s)
 
 

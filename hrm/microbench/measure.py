@@ -12,21 +12,36 @@ import psutil
 from hrm.device.backend import Backend
 from hrm.device.streams import allowed_cores
 from hrm.hardware import Measurement
+from hrm.records import record
 from hrm.schedule.task import Lane
 
 K = TypeVar("K")
 T = TypeVar("T")
 Timed = Callable[[], float]
 """Does one repeat and returns its seconds."""
+Log = Callable[[T, "CpuUse"], None]
+"""Is told of every round, also of those that are redone: what came of it, and what CPU time it took."""
 
-__all__ = ["MIN_ROUNDS", "CpuWatch", "Timed", "clean_rounds", "measure", "on_lane", "summary", "warm_up"]
+__all__ = ["MIN_ROUNDS", "CpuUse", "CpuWatch", "Timed", "clean_rounds", "measure", "on_lane", "summary", "warm_up"]
 
 MIN_ROUNDS = 3
+_SETTLED_ROUNDS, _SETTLED_SHARE = 5, 0.02
+"""Rounds end early when so many are clean and every case's interquartile range is below this share of its median."""
 _NOISY_SHARE = 0.1
 _FOREIGN_SHARE = 0.15
 """Share of one core that other processes may use during a round before it counts as contaminated."""
 _CLOCK_TICKS_S = 0.03
 """What the kernel's CPU accounting, in ticks of 10 ms per core, may be off by."""
+
+
+@record
+class CpuUse:
+    """A round's wall time, and the CPU time that this process and others used meanwhile on its cores."""
+
+    wall_s: float
+    own_s: float
+    foreign_s: float
+    clean: bool = True
 
 
 class CpuWatch:
@@ -35,9 +50,10 @@ class CpuWatch:
     def __init__(self) -> None:
         self._cores = allowed_cores()
         self._begun_s = time.perf_counter()
-        self._foreign_s = self._foreign_so_far_s()
+        self._own_s = time.process_time()
+        self._busy_s = self._busy_so_far_s()
 
-    def _foreign_so_far_s(self) -> float:
+    def _busy_so_far_s(self) -> float:
         per_core = psutil.cpu_times(percpu=True)
         busy_s = 0.0
         for core in self._cores:
@@ -45,13 +61,18 @@ class CpuWatch:
                 times = per_core[core]
                 busy_s += times.user + times.system + getattr(times, "nice", 0.0)
                 busy_s += sum(getattr(times, name, 0.0) for name in ("irq", "softirq", "steal"))
-        return busy_s - time.process_time()
+        return busy_s
+
+    def use(self) -> CpuUse:
+        """Return the times since the beginning; the foreign one to a few ticks of the kernel's clock."""
+        own_s = time.process_time() - self._own_s
+        foreign_s = self._busy_so_far_s() - self._busy_s - own_s
+        return CpuUse(wall_s=time.perf_counter() - self._begun_s, own_s=own_s, foreign_s=max(0.0, foreign_s))
 
     def contaminated(self) -> bool:
         """Whether others used enough CPU time to disturb what was timed meanwhile."""
-        foreign_s = self._foreign_so_far_s() - self._foreign_s
-        wall_s = time.perf_counter() - self._begun_s
-        return foreign_s > max(_FOREIGN_SHARE * wall_s, _CLOCK_TICKS_S)
+        use = self.use()
+        return use.foreign_s > max(_FOREIGN_SHARE * use.wall_s, _CLOCK_TICKS_S)
 
 
 def on_lane(backend: Backend, lane: Lane, work: Callable[[], object]) -> Timed:
@@ -71,11 +92,18 @@ def warm_up(cases: Mapping[K, Timed]) -> dict[K, float]:
     return {key: timed() for key, timed in cases.items()}
 
 
-def clean_rounds(once: Callable[[], T], *, rounds: int, budget_s: float) -> list[T]:
-    """Do something `rounds` times over and return what came of it, rounds with foreign load redone.
+def clean_rounds(
+    once: Callable[[], T],
+    *,
+    rounds: int,
+    budget_s: float,
+    settled: Callable[[list[T]], bool] | None = None,
+    log: Log[T] | None = None,
+) -> list[T]:
+    """Do something up to `rounds` times over and return what came of it, rounds with foreign load redone.
 
-    At most `rounds` are redone in all. Stops early when `budget_s` is spent, but not before `MIN_ROUNDS`. Contaminated
-    rounds are used only where too few clean ones came together.
+    At most `rounds` are redone in all. Stops early when `settled` says so of the clean ones, or when `budget_s` is
+    spent, but not before `MIN_ROUNDS`. Contaminated rounds are used only where too few clean ones came together.
     """
     clean: list[T] = []
     dirty: list[T] = []
@@ -83,16 +111,35 @@ def clean_rounds(once: Callable[[], T], *, rounds: int, budget_s: float) -> list
     while len(clean) < rounds and len(dirty) <= rounds:
         watch = CpuWatch()
         result = once()
-        (dirty if watch.contaminated() else clean).append(result)
+        is_dirty = watch.contaminated()
+        (dirty if is_dirty else clean).append(result)
+        if log is not None:
+            use = watch.use()
+            log(result, CpuUse(wall_s=use.wall_s, own_s=use.own_s, foreign_s=use.foreign_s, clean=not is_dirty))
+        if len(clean) >= MIN_ROUNDS and settled is not None and settled(clean):
+            break
         if len(clean) + len(dirty) >= MIN_ROUNDS and time.perf_counter() >= deadline_s:
             break
     return clean if len(clean) >= MIN_ROUNDS else clean + dirty
 
 
-def measure(cases: Mapping[K, Timed], *, rounds: int, budget_s: float) -> dict[K, tuple[float, ...]]:
+def measure(
+    cases: Mapping[K, Timed], *, rounds: int, budget_s: float, log: Log[dict[K, float]] | None = None
+) -> dict[K, tuple[float, ...]]:
     """Time warmed-up cases in turn, round by round, so that a slow spell of the machine meets all of them."""
-    kept = clean_rounds(lambda: {key: timed() for key, timed in cases.items()}, rounds=rounds, budget_s=budget_s)
+
+    def once() -> dict[K, float]:
+        return {key: timed() for key, timed in cases.items()}
+
+    kept = clean_rounds(once, rounds=rounds, budget_s=budget_s, settled=_settled, log=log)
     return {key: tuple(times[key] for times in kept) for key in cases}
+
+
+def _settled(rounds: list[dict[K, float]]) -> bool:
+    if len(rounds) < _SETTLED_ROUNDS:
+        return False
+    found = (summary([times[key] for times in rounds]) for key in rounds[0])
+    return all(one.iqr < _SETTLED_SHARE * one.median for one in found)
 
 
 def summary(values: Sequence[float]) -> Measurement:

@@ -1,203 +1,261 @@
-"""The profiler: measures a machine through its backend and writes down where each number comes from."""
+"""The profiler: measures a machine through its backend, section by section, and writes down where each number is from.
+
+What noise disturbs most, the host's memory and products, is measured twice, at the beginning and at the end: a machine
+that changed meanwhile shows in the spread.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-import torch
-
-from hrm.dtypes import DType
-from hrm.hardware import EmulatedSpec, HardwareProfile, Level, Link, Measurement, Rate, SharedRate
-from hrm.microbench.bench import Bench
-from hrm.microbench.compute import gemm_rates, launch_s
+from hrm.ceilings import CeilingTable
+from hrm.hardware import EmulatedSpec, HardwareProfile, Level, Link, Measurement, SharedRate
+from hrm.microbench.accelerator import accelerator_facts
+from hrm.microbench.bench import Bench, Samples
+from hrm.microbench.compute import ProductSamples, best_shapes, launch_s, product_samples
 from hrm.microbench.contention import contention, shared_host_memory
-from hrm.microbench.kernels import KernelProbe, measure_tables
-from hrm.microbench.links import link_rates
-from hrm.microbench.machine import memory_bytes, setting
+from hrm.microbench.disk import DiskSamples, check_disk, disk_samples
+from hrm.microbench.journal import Journal, partial_path
+from hrm.microbench.kernels import KernelProbe, measure_table, table_jobs
+from hrm.microbench.levels import HostSamples, device_level, disk_level, disk_link, host_level, link
+from hrm.microbench.links import LinkSamples, both_ways_samples, link_samples
+from hrm.microbench.machine import setting, system_facts
 from hrm.microbench.measure import CpuWatch
-from hrm.microbench.memory import device_memory_rates, host_memory_rates, num_threads
+from hrm.microbench.memory import MemorySamples, cache_samples, device_memory_samples, host_memory_samples
+from hrm.microbench.notes import Notes
+from hrm.records import record
 from hrm.schedule.task import Lane
 from hrm.units import format_s
 
 if TYPE_CHECKING:
     from hrm.device.backend import Backend
 
-__all__ = ["profile_machine"]
+T = TypeVar("T")
 
-_HOST_SHARE = 0.9
-"""Share of the free host memory that a plan may use: the rest is for the system and for this process itself."""
-_CUDA_SHARE = 0.9
-"""Share of a real device's memory that a plan may use: the rest is for its context, workspaces and fragmentation."""
+__all__ = ["Request", "profile_machine"]
+
+_SECOND_VISIT_S = 28.0
+"""Kept back from the kernels' time for the second look at the host's memory and products."""
 
 
-class _Notes:
-    """Collects the provenance of what is measured, by dotted path."""
+@record
+class Request:
+    """What to profile and how: `command` is cited as the source; `disk` is a folder of a disk to measure.
 
-    def __init__(self, command: str) -> None:
-        self._how = f"measured {dt.date.today().isoformat()}, {command}"
-        self._where = setting()
-        self.by_path: dict[str, str] = {}
+    `output` names the file that the caller will write: its journal lies beside it (`hrm.microbench.journal`), and
+    `resume` goes on with the journal of a run that was killed.
+    """
 
-    def measured(self, path: str, measurement: Measurement, detail: str = "") -> Measurement:
-        share = measurement.iqr / measurement.median
-        parts = [self._how, f"n={measurement.count}, iqr={share:.1%}", detail, self._where]
-        self.by_path[path] = ", ".join(part for part in parts if part)
-        return measurement
+    quick: bool = False
+    command: str = "hrm profile"
+    name: str | None = None
+    disk: Path | None = None
+    output: Path | None = None
+    resume: bool = False
 
-    def other(self, path: str, detail: str) -> None:
-        self.by_path[path] = f"{self._how}, {detail}"
+
+@record
+class _Contention:
+    shares: dict[str, float]
+    disturbed: bool
+
+
+class _Run:
+    """A profile on its way: measures sections through the journal."""
+
+    def __init__(self, bench: Bench, journal: Journal) -> None:
+        self.bench = bench
+        self.journal = journal
+        self.spec: EmulatedSpec | None = getattr(bench.backend, "spec", None)
+
+    def section(self, name: str, kind: type[T], measure: Callable[[], T]) -> T:
+        """Say what is measured, and measure it if the journal does not have it."""
+        self.bench.say(name)
+        self.bench.take_log()
+        return self.journal.section(name, kind, measure, self.bench.take_log)
+
+    def host(self, visit: int) -> HostSamples:
+        """Look at the host's memory, caches and products for the first or the second time."""
+        bench, again = self.bench, " again" if visit > 1 else ""
+        memory = self.section(f"host memory{again}", _MEMORY, lambda: host_memory_samples(bench))
+        caches = {} if bench.quick else self.section(f"host caches{again}", _MEMORY, lambda: cache_samples(bench))
+        shapes = self.section("host product shapes", _PRODUCTS, lambda: best_shapes(bench, Lane.CPU))
+        products = self.section(f"host products{again}", _PRODUCTS, lambda: product_samples(bench, Lane.CPU, shapes))
+        launch = self.section("host launch", Measurement, lambda: launch_s(bench, Lane.CPU))
+        return HostSamples(memory=memory, caches=caches, products=products, launch_s=launch)
+
+    def device(self, notes: Notes) -> Level:
+        """Measure the device's memory, products and launches."""
+        bench = self.bench
+        memory = self.section("device memory", _RATES, lambda: device_memory_samples(bench))
+        shapes = self.section("device product shapes", _PRODUCTS, lambda: best_shapes(bench, Lane.GPU))
+        products = self.section("device products", _PRODUCTS, lambda: product_samples(bench, Lane.GPU, shapes))
+        launch = self.section("device launch", Measurement, lambda: launch_s(bench, Lane.GPU))
+        return device_level(notes, bench.backend, memory, products, launch)
+
+    def links(self, notes: Notes) -> dict[str, Link]:
+        """Measure both directions; an emulated link treats all host memory alike, so pageable is left out there."""
+        bench = self.bench
+        ways = {"pinned": True} if self.spec else {"pinned": True, "pageable": False}
+        both = self.section("links, both ways at once", dict[str, Samples], lambda: _named(both_ways_samples(bench)))
+        links = {}
+        for lane in (Lane.H2D, Lane.D2H):
+            samples = {
+                way: self.section(f"link {lane}, {way}", LinkSamples, _link_measure(bench, lane, pinned))
+                for way, pinned in ways.items()
+            }
+            links[str(lane)] = link(notes, self.spec, lane, samples, both[str(lane)])
+        return links
+
+    def contention(self, notes: Notes) -> dict[str, float]:
+        """Measure what each lane keeps of its rate beside busy ones."""
+        found = self.section("contention between the lanes", _Contention, lambda: _contention(self.bench))
+        detail = "time alone over time with the host, the device and one direction of the link busy"
+        notes.other("contention", f"{detail}, disturbed by other processes" if found.disturbed else detail)
+        return found.shares
+
+    def shared(self, notes: Notes) -> SharedRate:
+        """Measure what all lanes draw from host memory together."""
+        rate = self.section("host memory, all lanes at once", SharedRate, lambda: shared_host_memory(self.bench))
+        assert rate.bytes_per_s.measured is not None
+        lanes = ", ".join(lane for lane in rate.drawn_by if lane not in ("d2h", "pin"))
+        notes.measured("shared.host_memory.bytes_per_s", rate.bytes_per_s.measured, f"drawn by {lanes} at once")
+        notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
+        return rate
+
+    def tables(self, notes: Notes, probes: Sequence[KernelProbe], levels: Iterable[str]) -> tuple[CeilingTable, ...]:
+        """Measure the kernels' tables in the time that is left, shared evenly."""
+        jobs = table_jobs(probes, levels)
+        kept_back_s = 0.0 if self.bench.quick else _SECOND_VISIT_S
+        tables = []
+        for done, (probe, level) in enumerate(jobs):
+            budget_s = max(0.0, self.bench.left_s - kept_back_s) / (len(jobs) - done)
+            name = f"kernel {probe.kernel} in {probe.dtype} on {level}"
+            table = self.section(name, CeilingTable, _table_measure(self.bench, probe, level, budget_s))
+            path = f"ceilings.{probe.kernel}.{level}.{probe.dtype}"
+            notes.other(path, f"median of at least 3 calls per shape, largest iqr {format_s(table.iqr_s)}")
+            tables.append(table)
+        return tuple(tables)
+
+
+_MEMORY = cast("type[dict[str, MemorySamples]]", dict[str, MemorySamples])
+_RATES = cast("type[dict[str, Samples]]", dict[str, Samples])
+_PRODUCTS = tuple[ProductSamples, ...]
+
+
+def _named(samples: dict[Lane, Samples]) -> dict[str, Samples]:
+    return {str(lane): found for lane, found in samples.items()}
+
+
+def _link_measure(bench: Bench, lane: Lane, pinned: bool) -> Callable[[], LinkSamples]:
+    return lambda: link_samples(bench, lane, pinned=pinned)
+
+
+def _table_measure(bench: Bench, probe: KernelProbe, level: str, budget_s: float) -> Callable[[], CeilingTable]:
+    return lambda: measure_table(bench, probe, level, budget_s=budget_s)
+
+
+def _contention(bench: Bench) -> _Contention:
+    watch = CpuWatch()
+    shares = contention(bench)
+    disturbed = watch.contaminated()
+    if disturbed:
+        # Others take the core that a lane leaves idle, so they slow only what is measured together.
+        bench.say("other processes use these cores: contention comes out too strong, profile again when it is quiet")
+    return _Contention(shares=shares, disturbed=disturbed)
+
+
+def _both(first: HostSamples, second: HostSamples) -> HostSamples:
+    """Put the samples of both visits together."""
+
+    def memory(name: str) -> dict[str, MemorySamples]:
+        one, other = getattr(first, name), getattr(second, name)
+        return {
+            key: replace(one[key], bytes_per_s=one[key].bytes_per_s + other[key].bytes_per_s)
+            for key in one.keys() & other.keys()
+        }
+
+    products = tuple(
+        replace(one, flop_per_s=one.flop_per_s + other.flop_per_s)
+        for one, other in zip(first.products, second.products, strict=True)
+    )
+    return replace(first, memory=memory("memory"), caches=memory("caches"), products=products)
 
 
 def profile_machine(
     backend: Backend,
     probes: Sequence[KernelProbe] = (),
+    request: Request | None = None,
     *,
-    quick: bool = False,
     progress: Callable[[str], None] | None = None,
-    command: str = "hrm profile",
-    name: str | None = None,
 ) -> HardwareProfile:
-    """Measure the machine behind `backend`: levels, links, kernel ceilings, contention.
+    """Measure the machine behind `backend`: levels, links, kernel ceilings, contention, a disk if one is asked for.
 
-    `probes` are kernels to make ceiling tables of, in what the time leaves; `command` is cited in the provenance. About
-    15 s when `quick`, else up to 2 minutes.
+    `probes` are kernels to make ceiling tables of, in what the time leaves: up to 15 s when quick, else 2 minutes.
 
     Raises
     ------
     DeviceError
-        When the device fails; `OutOfMemoryError` where its memory is too small for the buffers.
+        When the device fails, or the disk cannot be read directly; `OutOfMemoryError` where the device's memory is too
+        small for the buffers.
     """
-    bench = Bench(backend, quick=quick, progress=progress)
-    notes = _Notes(command)
-    spec: EmulatedSpec | None = getattr(backend, "spec", None)
-    levels = {"cpu": _host_level(bench, notes, spec)}
-    links: dict[str, Link] = {}
-    shares: dict[str, float] = {}
-    shared: dict[str, SharedRate] = {}
-    if backend.name != "none":
-        levels["gpu"] = _device_level(bench, notes, spec)
-        links = _links(bench, notes, spec)
-        shares = _contention(bench, notes)
-        shared = {"host_memory": _shared(bench, notes)}
-    tables = measure_tables(bench, probes, levels)
-    for table in tables:
-        path = f"ceilings.{table.kernel}.{table.level}.{table.dtype}"
-        notes.other(path, f"median of at least 3 calls per shape, largest iqr {format_s(table.iqr_s)}")
+    request = request or Request()
+    if request.disk is not None:
+        check_disk(request.disk)
+    facts = system_facts()
+    run = _Run(Bench(backend, quick=request.quick, progress=progress), _journal(request))
+    notes = Notes(request.command)
+    host = run.host(1)
+    levels, links, shares, shared = _beside_the_host(run, notes, request.disk)
+    tables = run.tables(notes, probes, ["cpu", *(name for name in levels if name == "gpu")])
+    if not request.quick:
+        host = _both(host, run.host(2))
+    spec = run.spec
+    facts |= accelerator_facts(backend.device) | {"load at the end": system_facts()["load at the start"]}
+    facts |= {"date": dt.date.today().isoformat(), "command": request.command}
+    if run.journal.resumed:
+        facts["resumed"] = f"{len(run.journal.resumed)} sections from a run that was cut short"
     return HardwareProfile(
-        name=name or (spec.name if spec else f"this-machine-{backend.name}"),
+        name=request.name or (spec.name if spec else f"this-machine-{backend.name}"),
         description=f"{f'emulated device {spec.name} in ' if spec else ''}{setting()}",
         device=cast("Literal['none', 'cuda', 'emulated']", backend.name),
         emulated=spec,
-        levels=levels,
+        levels={"cpu": host_level(notes, spec, host)} | levels,
         links=links,
         ceilings=tables,
         contention=shares,
         shared=shared,
+        system=facts,
         provenance=notes.by_path,
     )
 
 
-def _contention(bench: Bench, notes: _Notes) -> dict[str, float]:
-    bench.say("contention between the lanes")
-    watch = CpuWatch()
-    shares = contention(bench)
-    detail = "time alone over time with the host, the device and one direction of the link busy"
-    if watch.contaminated():
-        # Others take the core that a lane leaves idle, so they slow only what is measured together.
-        bench.say("other processes use these cores: contention comes out too strong, profile again when it is quiet")
-        detail += ", disturbed by other processes"
-    notes.other("contention", detail)
-    return shares
+def _journal(request: Request) -> Journal:
+    if request.output is None:
+        return Journal()
+    key: dict[str, Any] = {"command": request.command, "machine": setting(), "date": dt.date.today().isoformat()}
+    return Journal(partial_path(request.output), key, resume=request.resume)
 
 
-def _shared(bench: Bench, notes: _Notes) -> SharedRate:
-    bench.say("host memory, all lanes at once")
-    rate = shared_host_memory(bench)
-    assert rate.bytes_per_s.measured is not None
-    lanes = ", ".join(lane for lane in rate.drawn_by if lane not in ("d2h", "pin"))
-    notes.measured("shared.host_memory.bytes_per_s", rate.bytes_per_s.measured, f"drawn by {lanes} at once")
-    notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
-    return rate
-
-
-def _host_level(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> Level:
-    bench.say("host memory")
-    slowed = f"slowed {spec.host_slowdown:g} times by emulation" if spec and spec.host_slowdown != 1 else ""
-    threads = f"{num_threads(bench, Lane.CPU)} thread(s)"
-    memory = host_memory_rates(bench)
-    for kind in ("read", "copy"):
-        detail = ", ".join(part for part in (threads, slowed) if part)
-        notes.measured(f"levels.cpu.{kind}_bytes_per_s", memory[kind], detail)
-        notes.measured(f"levels.cpu.one_thread_{kind}_bytes_per_s", memory[f"{kind}_1"], slowed)
-    bench.say("host compute")
-    compute = _compute(bench, notes, "cpu", Lane.CPU, ", ".join(part for part in (threads, slowed) if part))
-    launch = notes.measured("levels.cpu.launch_s", launch_s(bench, Lane.CPU), slowed)
-    total, free = memory_bytes()
-    # The emulated device's memory lies in the host's: what it may take is not free for the host.
-    free -= spec.memory_capacity_bytes if spec else 0
-    notes.other("levels.cpu.capacity_bytes", "as the system reports it")
-    notes.other("levels.cpu.usable_bytes", f"{_HOST_SHARE:.0%} of what was free")
-    return Level(
-        description=f"host: {setting()}{f' ({slowed})' if slowed else ''}",
-        capacity_bytes=total,
-        usable_bytes=max(1, int(_HOST_SHARE * free)),
-        compute_flop_per_s=compute,
-        read_bytes_per_s=Rate(measured=memory["read"]),
-        copy_bytes_per_s=Rate(measured=memory["copy"]),
-        one_thread_read_bytes_per_s=Rate(measured=memory["read_1"]),
-        one_thread_copy_bytes_per_s=Rate(measured=memory["copy_1"]),
-        launch_s=launch.median,
-    )
-
-
-def _device_level(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> Level:
-    bench.say("device memory")
-    backend = bench.backend
-    detail = f"emulated: {len(spec.device_cores)} core(s) of the host" if spec else ""
-    memory = device_memory_rates(bench)
-    for kind, rate in memory.items():
-        notes.measured(f"levels.gpu.{kind}_bytes_per_s", rate, detail)
-    bench.say("device compute")
-    compute = _compute(bench, notes, "gpu", Lane.GPU, detail)
-    launch = notes.measured("levels.gpu.launch_s", launch_s(bench, Lane.GPU), detail)
-    capacity = backend.memory_capacity_bytes
-    notes.other("levels.gpu.capacity_bytes", f"posed by {spec.name}" if spec else "as the device reports it")
-    notes.other("levels.gpu.usable_bytes", "all of it" if spec else f"{_CUDA_SHARE:.0%} of it")
-    return Level(
-        description=f"{detail}, {setting()}" if spec else torch.cuda.get_device_name(backend.device),
-        capacity_bytes=capacity,
-        usable_bytes=capacity if spec else int(_CUDA_SHARE * capacity),
-        compute_flop_per_s=compute,
-        read_bytes_per_s=Rate(measured=memory["read"]),
-        copy_bytes_per_s=Rate(measured=memory["copy"]),
-        launch_s=launch.median,
-    )
-
-
-def _compute(bench: Bench, notes: _Notes, level: str, lane: Lane, detail: str) -> dict[DType, Rate]:
-    rates, absurd = gemm_rates(bench, lane)
-    for dtype, rate in rates.items():
-        flag = "absurdly slow, so measured tiny and never chosen" if dtype in absurd else "matrix product"
-        parts = ", ".join(part for part in (flag, detail) if part)
-        notes.measured(f"levels.{level}.compute_flop_per_s.{dtype}", rate, parts)
-    return {dtype: Rate(measured=rate) for dtype, rate in rates.items()}
-
-
-def _links(bench: Bench, notes: _Notes, spec: EmulatedSpec | None) -> dict[str, Link]:
-    links = {}
-    paces = {Lane.H2D: spec.h2d_bytes_per_s, Lane.D2H: spec.d2h_bytes_per_s} if spec else {}
-    for lane, ends in ((Lane.H2D, ("cpu", "gpu")), (Lane.D2H, ("gpu", "cpu"))):
-        bench.say(f"link {lane}")
-        rates = link_rates(bench, lane)
-        detail = f"emulated: the peak is the pace that {spec.name} imposes" if spec else ""
-        notes.measured(f"links.{lane}.bytes_per_s", rates.bytes_per_s, detail)
-        notes.other(f"links.{lane}.latency_s", "median over copies of 4, 16 and 64 KiB, less their bytes at the rate")
-        links[str(lane)] = Link(
-            source=ends[0],
-            target=ends[1],
-            bytes_per_s=Rate(peak=paces.get(lane), measured=rates.bytes_per_s),
-            latency_s=rates.latency_s,
-        )
-    return links
+def _beside_the_host(
+    run: _Run, notes: Notes, disk: Path | None
+) -> tuple[dict[str, Level], dict[str, Link], dict[str, float], dict[str, SharedRate]]:
+    """Measure the device and the disk, where there are: levels, links, contention, shared rates."""
+    levels: dict[str, Level] = {}
+    links: dict[str, Link] = {}
+    shares: dict[str, float] = {}
+    shared: dict[str, SharedRate] = {}
+    if run.bench.backend.name != "none":
+        levels["gpu"] = run.device(notes)
+        links = run.links(notes)
+        shares = run.contention(notes)
+        shared = {"host_memory": run.shared(notes)}
+    if disk is not None:
+        found = run.section("disk", DiskSamples, lambda: disk_samples(run.bench, disk))
+        levels["disk"] = disk_level(notes, found)
+        links["disk"] = disk_link(notes, found)
+    return levels, links, shares, shared

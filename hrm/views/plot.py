@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrm import roofline_scene as scene
 from hrm.errors import HrmError
 from hrm.files import atomic_writer
-from hrm.placement import MAIN_OPERATOR, RooflineView
-from hrm.roofline_scene import ATTENTION, FFN
-from hrm.roofline_words import AXES_INCHES, Words, changing_words, roof_words
+from hrm.views import roofline_scene as scene
+from hrm.views.placement import MAIN_OPERATOR, RooflineView
+from hrm.views.roofline_scene import ATTENTION, FFN
+from hrm.views.roofline_words import AXES_INCHES, Words, changing_words, roof_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

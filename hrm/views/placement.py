@@ -8,14 +8,14 @@ from dataclasses import replace
 from hrm.dtypes import DType
 from hrm.estimate import operator_cost
 from hrm.hardware import HardwareProfile, Link
-from hrm.intensity_lines import IntensityLine, attention_lines, batch_lines, batch_ratio
-from hrm.ladder import computing_levels, upward_links
-from hrm.layer_operators import Shape, attention_counters, weight_counters
 from hrm.model import ModelSpec
 from hrm.operators import Operator
 from hrm.rates import Rates
 from hrm.records import record
 from hrm.roofline import Attainable, Bound, TurningPoint, TurningPoints, attainable, balance_point, turning_points
+from hrm.views.intensity_lines import IntensityLine, attention_lines, batch_lines, batch_ratio
+from hrm.views.ladder import computing_levels, upward_links
+from hrm.views.layer_operators import Shape, attention_counters, weight_counters
 
 __all__ = [
     "MAIN_OPERATOR",

@@ -13,7 +13,7 @@ from hrm.schedule.timeline import TimedTask, Timeline
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_gantt"]
+__all__ = ["check_picture", "draw_gantt"]
 
 FORMATS = ("png", "svg")
 WIDTH_INCHES, ROW_INCHES, FRAME_INCHES, DOTS_PER_INCH = 9.0, 0.42, 1.35, 100
@@ -42,6 +42,20 @@ STYLES = {
 }
 
 
+def check_picture(path: Path) -> str:
+    """Return the format that a picture's suffix asks for.
+
+    Raises
+    ------
+    HrmError
+        When it is none that is drawn.
+    """
+    suffix = path.suffix.lower().lstrip(".")
+    if suffix not in FORMATS:
+        raise HrmError(f"--gantt {path}: pictures are drawn as .png or .svg, not {path.suffix or 'without a suffix'!r}")
+    return suffix
+
+
 def draw_gantt(timeline: Timeline, path: str | Path, title: str, subtitle: str = "") -> None:
     """Draw a timeline (`Timeline.between` cuts one out) into a PNG or SVG file, which appears only when it is whole.
 
@@ -58,9 +72,7 @@ def draw_gantt(timeline: Timeline, path: str | Path, title: str, subtitle: str =
     from matplotlib.figure import Figure
 
     path = Path(path)
-    suffix = path.suffix.lower().lstrip(".")
-    if suffix not in FORMATS:
-        raise HrmError(f"--gantt {path}: pictures are drawn as .png or .svg, not {path.suffix or 'without a suffix'!r}")
+    suffix = check_picture(path)
     if not timeline.tasks:
         raise HrmError(f"--gantt {path}: nothing runs in this stretch of time (choose another)")
     lanes = [lane for lane in Lane if timeline.of_lane(lane)]

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from hrm.dtypes import DType
 from hrm.hardware import HardwareProfile
-from hrm.ladder import computing_levels, fastest_level, upward_links
-from hrm.layer_operators import Counter, Shape, attention_counters
 from hrm.model import ModelSpec
 from hrm.records import record
 from hrm.roofline import Bound, attainable
 from hrm.schedule.task import Phase
+from hrm.views.ladder import computing_levels, fastest_level, upward_links
+from hrm.views.layer_operators import Counter, Shape, attention_counters
 
 __all__ = ["IntensityLine", "attention_lines", "batch_lines", "batch_ratio"]
 

@@ -1,6 +1,6 @@
 """How long the solver takes, and how close its space comes to every integer (N, mu). Prints two tables.
 
-    python benchmarks/solver.py [--quick]
+    python benchmarks/solver_speed.py [--quick]
 
 Times are the least of three, in this process except for `hrm solve`; `--quick` leaves out the exhaustive searches,
 which take minutes.
@@ -22,6 +22,7 @@ import solver
 from hrm.estimate import Fidelity
 from hrm.policy import Policy, PolicyGrid
 from hrm.predict import predict_grid
+from solver.pieces import select
 from solver.room import WHOLE, memory_rows, most_resident, resident_range
 from solver.search import search
 from solver.space import build_space
@@ -47,7 +48,7 @@ TRIPLES = (
     ("mixtral-8x22b", "xeon-8380-a40", 1024, 1024, 256, 300),
     ("dbrx", "xeon-8488c-rtx4090-48gb", 1024, 2048, 128, 500),
     ("qwen3-30b-a3b", "ryzen-7950x-rtx4090", 512, 1024, 256, 700),
-    ("qwen3-30b-a3b", "laptop-ryzen-7840hs-rtx4060", 256, 256, 64, 50),
+    ("olmoe-1b-7b", "laptop-ryzen-7840hs-rtx4060", 256, 256, 64, 200),
     ("qwen3-235b-a22b", "xeon-6454s-rtx4090d", 512, 512, 128, 400),
     ("gpt-oss-20b", "ryzen-7950x-rtx4080", 1024, 1024, 512, 512),
     ("gpt-oss-120b", "epyc-9355-rtx5090", 1024, 4096, 256, 1000),
@@ -107,8 +108,8 @@ def times(case: Case) -> Iterator[float]:
     model, machine, prompt_len, max_prompt_len, gen_len, _ = case
     command = [sys.executable, "-m", "hrm", "solve", "--model", model, "--hardware", machine, "--json"]
     command += ["--prompt-len", str(prompt_len), "--max-prompt-len", str(max_prompt_len), "--gen-len", str(gen_len)]
-    for extra in (["--no-simulate"], []):
-        yield least(lambda extra=extra: subprocess.run([*command, *extra], check=True, capture_output=True))
+    yield least(lambda: subprocess.run([*command, "--no-simulate"], check=True, capture_output=True))
+    yield least(lambda: subprocess.run(command, check=True, capture_output=True))
 
 
 def least(call: Callable[[], object]) -> float:
@@ -142,7 +143,7 @@ def every_pair(problem: solver.Problem) -> tuple[float, int]:
     """Return the highest throughput over every integer (N, mu), as many experts resident as fit, and the largest N."""
     best, largest = 0.0, 0
     for grid in build_space(problem).grids:
-        top = int(grid.batch_size.max(initial=0.0))
+        top = int(np.max(grid.batch_size, initial=0.0))
         if top > LARGEST_BATCH:
             print(f"  (N up to {LARGEST_BATCH} of {top} searched through)")
         largest = max(largest, min(top, LARGEST_BATCH))
@@ -153,29 +154,25 @@ def every_pair(problem: solver.Problem) -> tuple[float, int]:
 
 def pairs(problem: solver.Problem, template: Policy, top: int) -> Iterator[PolicyGrid]:
     """Yield every (N, mu) up to a largest N that fits, some at a time."""
-    batches, micros = (axis.ravel() + 1.0 for axis in np.meshgrid(np.arange(top), np.arange(top)))
-    batches, micros = batches[micros <= batches], micros[micros <= batches]
+    sizes = np.arange(1.0, top + 1.0)
+    batches, micros = np.repeat(sizes, top), np.tile(sizes, top)
+    possible = micros <= batches
+    batches, micros = batches[possible], micros[possible]
     for first in range(0, len(batches), PAIRS_AT_A_TIME):
         here = slice(first, first + PAIRS_AT_A_TIME)
-        zeros = np.zeros_like(batches[here])
-        grid = replace(
-            PolicyGrid.of(template),
+        none = np.zeros(len(batches[here]))
+        grid = PolicyGrid(
+            template=template,
             batch_size=batches[here],
             micro_batch_size=micros[here],
-            resident_experts=zeros,
-            cpu_experts=zeros,
+            resident_experts=none,
+            cpu_experts=none,
+            kv_on_gpu=none + template.kv_on_gpu,
         )
-        low, high = resident_range(memory_rows(problem, grid), zeros, most_resident(problem, grid))
-        resident = np.floor(high + WHOLE)
-        kept = np.ceil(low - WHOLE) <= resident
+        low, high = resident_range(memory_rows(problem, grid), none, most_resident(problem, grid))
+        kept = np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
         if kept.any():
-            yield replace(
-                grid,
-                batch_size=grid.batch_size[kept],
-                micro_batch_size=grid.micro_batch_size[kept],
-                resident_experts=resident[kept],
-                cpu_experts=zeros[kept],
-            )
+            yield select(replace(grid, resident_experts=np.floor(high + WHOLE)), kept)
 
 
 if __name__ == "__main__":

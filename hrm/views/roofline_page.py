@@ -13,14 +13,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hrm import roofline_scene as scene
 from hrm.files import atomic_writer
 from hrm.hardware import HardwareProfile
-from hrm.layer_operators import Shape
 from hrm.model import ModelSpec
-from hrm.placement import RooflineView, place_operators
-from hrm.roofline_scene import PANELS, Span
-from hrm.roofline_words import AXES_INCHES, LINE_INCHES, Words, changing_words, roof_words
+from hrm.views import roofline_scene as scene
+from hrm.views.layer_operators import Shape
+from hrm.views.placement import RooflineView, place_operators
+from hrm.views.roofline_scene import PANELS, Span
+from hrm.views.roofline_words import AXES_INCHES, LINE_INCHES, Words, changing_words, roof_words
 
 __all__ = ["write_roofline_page"]
 
@@ -42,7 +42,7 @@ def write_roofline_page(model: ModelSpec, hardware: HardwareProfile, shape: Shap
         data = _page_data(model, hardware, shape)
         # A model may be called anything, also "</script>".
         embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        template = files("hrm").joinpath("roofline_page.html").read_text(encoding="utf-8")
+        template = files("hrm.views").joinpath("roofline_page.html").read_text(encoding="utf-8")
         stream.write(template.replace("@TITLE@", html.escape(data["title"])).replace("@DATA@", embedded))
 
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm import roofline_scene as scene
-from hrm.placement import RooflineView
 from hrm.records import record
-from hrm.roofline_scene import Roof, Span
 from hrm.units import format_flop_per_s
+from hrm.views import roofline_scene as scene
+from hrm.views.placement import RooflineView
+from hrm.views.roofline_scene import Roof, Span
 
 __all__ = ["AXES_INCHES", "INK", "LINE_INCHES", "Words", "changing_words", "roof_words"]
 

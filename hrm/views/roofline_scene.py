@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from hrm.intensity_lines import IntensityLine
-from hrm.placement import MAIN_OPERATOR, LevelRoofs, PlacedOperator, RooflineView
 from hrm.records import record
 from hrm.roofline import TurningPoint
 from hrm.schedule.task import Phase
 from hrm.units import format_bytes_per_s, format_flop_per_s
+from hrm.views.intensity_lines import IntensityLine
+from hrm.views.placement import MAIN_OPERATOR, LevelRoofs, PlacedOperator, RooflineView
 
 __all__ = [
     "ATTENTION",

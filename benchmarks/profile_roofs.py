@@ -1,0 +1,286 @@
+"""How close the profiler's roofs come to single-purpose tools, measured beside them.
+
+Memory against STREAM (built here), `likwid-bench` and `sysbench`, same bytes counted, same kind of store; products
+against an exhaustive sweep of shapes; the disk against `fio`, same file, request and depth. Each peer's run stands next
+to one of ours, round after round; what is printed is the ratio of the medians, and both medians with their smallest and
+largest. Rounds before which other processes were at work count only where too few others came together.
+
+    python benchmarks/profile_roofs.py [--only memory products disk] [--rounds 7] [--disk FOLDER]
+    python benchmarks/profile_roofs.py --agree FIRST.yaml SECOND.yaml     two profiles of one machine, roof by roof
+
+Debian: apt-get install gcc likwid sysbench fio. What is missing is said and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrm.device.host import HostBackend
+from hrm.dtypes import DType
+from hrm.files import read_yaml
+from hrm.microbench.bench import TORCH_DTYPES, Bench
+from hrm.microbench.compute import best_shapes, product
+from hrm.microbench.disk import DEPTHS, REQUEST_BYTES, DirectReader, fill_file, nameless_file, request_name
+from hrm.microbench.machine import system_facts
+from hrm.microbench.measure import CpuWatch, on_lane
+from hrm.microbench.memory import host_memory_cases
+from hrm.microbench.threads import with_threads
+from hrm.schedule.task import Lane
+from hrm.units import GIB
+
+Rate = Callable[[], float]
+"""Runs something once and returns its rate."""
+
+STREAM_SOURCE = Path(__file__).parent / "data" / "stream.c"
+STREAM_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fno-tree-loop-distribute-patterns")
+LIKWID = {"read": "load", "copy": "copy", "copy_nt": "copy_mem", "triad": "stream", "triad_nt": "stream_mem"}
+ACCESSES = ("read", "copy", "copy_nt", "triad", "triad_nt")
+SIDES = (256, 512, 1024, 2048, 4096)
+LONGEST_S, FINALISTS = 0.25, 5
+QUIET_S = 0.3
+
+
+def main() -> None:
+    """Print the table of ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=("memory", "products", "disk"), default=["memory", "products"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--disk", type=Path, help="folder on the disk to read; with it the disk is compared too")
+    parser.add_argument("--agree", nargs=2, type=Path, metavar="PROFILE")
+    options = parser.parse_args()
+    if options.agree:
+        agree(*options.agree)
+        return
+    for name, value in system_facts().items():
+        print(f"{name}: {value}")
+    print(f"{'roof':28s} {'peer':14s} {'ours/peer':>9s}   ours: median (least to most)   peer, G/s")
+    backend = HostBackend()
+    bench = Bench(backend, quick=False)
+    if "memory" in options.only:
+        memory(bench, options.rounds)
+    if "products" in options.only:
+        products(bench, options.rounds)
+    if options.disk is not None:
+        disk(bench, options.rounds, options.disk)
+    backend.close()
+
+
+def alternate(roof: str, ours: Rate, peers: Mapping[str, Rate], rounds: int) -> None:
+    """Run each peer and ours in turn, and print a line per peer."""
+    pairs: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, peer in peers.items():
+            quiet = is_quiet()
+            pairs[name].append((ours(), peer(), quiet))
+    for name, found in pairs.items():
+        kept = [pair for pair in found if pair[2]]
+        kept = kept if len(kept) >= min(3, rounds) else found
+        own, other = ([pair[side] for pair in kept] for side in (0, 1))
+        ratio = statistics.median(own) / statistics.median(other)
+        note = "" if all(pair[2] for pair in kept) else "   disturbed"
+        print(f"{roof:28s} {name:14s} {ratio:9.2f}   {spread(own)}   {spread(other)}{note}", flush=True)
+
+
+def spread(rates: list[float]) -> str:
+    """Format the median with the smallest and the largest, in units of 1e9."""
+    median, least, most = (value / 1e9 for value in (statistics.median(rates), min(rates), max(rates)))
+    return f"{median:7.2f} ({least:.2f} to {most:.2f})"
+
+
+def is_quiet() -> bool:
+    """Watch for a moment whether other processes use these cores."""
+    watch = CpuWatch()
+    time.sleep(QUIET_S)
+    return not watch.contaminated()
+
+
+def memory(bench: Bench, rounds: int) -> None:
+    """Compare the DRAM roofs, by one and by all threads."""
+    cases = host_memory_cases(bench).by_name
+    counts = sorted({int(name.rpartition("_x")[2]) for name in cases})
+    with tempfile.TemporaryDirectory() as folder:
+        stream = built_stream(Path(folder))
+        for access, threads in itertools.product(ACCESSES, counts):
+            if (name := f"dram_{access}_x{threads}") in cases:
+                amount, work = cases[name]
+                once = on_lane(bench.backend, Lane.CPU, work)
+                alternate(name, rate_of(amount, once), memory_peers(stream, access, threads), rounds)
+
+
+def rate_of(amount: float, once: Callable[[], float]) -> Rate:
+    """Make a rate of an amount and of what takes so many seconds."""
+    return lambda: amount / once()
+
+
+def memory_peers(stream: Path | None, access: str, threads: int) -> dict[str, Rate]:
+    """Return the peers that measure this access with the same kind of store."""
+    peers: dict[str, Rate] = {}
+    if stream is not None and not access.endswith("_nt"):
+        peers["STREAM"] = lambda: stream_rate(stream, access, threads)
+    if shutil.which("likwid-bench"):
+        peers["likwid-bench"] = lambda: likwid_rate(access, threads)
+    if shutil.which("sysbench") and access == "read":
+        peers["sysbench"] = lambda: sysbench_rate(threads)
+    return peers
+
+
+def built_stream(folder: Path) -> Path | None:
+    """Compile STREAM's loops; None without a compiler."""
+    missing = [tool for tool in ("gcc", "likwid-bench", "sysbench") if not shutil.which(tool)]
+    if missing:
+        print(f"not installed, left out: {', '.join(missing)}")
+    if "gcc" in missing:
+        return None
+    binary = folder / "stream"
+    subprocess.run(["gcc", *STREAM_FLAGS, str(STREAM_SOURCE), "-o", str(binary)], check=True)
+    return binary
+
+
+def said(command: list[str], **environment: str) -> str:
+    """Run a command and return what it printed."""
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | environment, timeout=300
+    ).stdout
+
+
+def stream_rate(binary: Path, access: str, threads: int) -> float:
+    """Run STREAM's loop and return the median rate of its repeats."""
+    printed = said([str(binary), access, "9"], OMP_NUM_THREADS=str(threads), OMP_PROC_BIND="true", OMP_PLACES="cores")
+    return statistics.median(float(line) for line in printed.split())
+
+
+def likwid_rate(access: str, threads: int) -> float:
+    """Run likwid-bench with the widest vectors that this CPU has."""
+    wide = "avx512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "avx"
+    printed = said(["likwid-bench", "-t", f"{LIKWID[access]}_{wide}", "-w", f"S0:512000kB:{threads}", "-i", "12"])
+    return 1e6 * float(re.search(r"MByte/s:\s+([\d.]+)", printed)[1])  # type: ignore[index]
+
+
+def sysbench_rate(threads: int) -> float:
+    """Run sysbench with blocks too large for a cache, a buffer for each thread."""
+    memory_options = ("scope=local", "block-size=256M", "total-size=1000G", "oper=read")
+    options = [f"--memory-{option}" for option in memory_options]
+    printed = said(["sysbench", "memory", f"--threads={threads}", *options, "--time=1", "run"])
+    return 2**20 * float(re.search(r"\(([\d.]+) MiB/sec\)", printed)[1])  # type: ignore[index]
+
+
+def products(bench: Bench, rounds: int) -> None:
+    """Compare the best product that the profiler finds with the best of an exhaustive sweep."""
+    shapes = best_shapes(bench, Lane.CPU)
+    most = max(one.threads for one in shapes)
+    for dtype, threads in itertools.product((DType.FLOAT32, DType.BFLOAT16), sorted({1, most})):
+        own = [one.shape for one in shapes if (one.dtype, one.threads, one.absurd) == (dtype, threads, False)]
+        if not own:
+            print(f"{dtype}_x{threads}: absurdly slow here, not compared")
+            continue
+        found = {shape: product_rate(bench, dtype, shape, threads) for shape in own}
+        ours = max(own, key=lambda shape: statistics.median(found[shape]() for _ in range(5)))
+        swept = sweep(bench, dtype, threads)
+        roof = f"{dtype}_x{threads} {'x'.join(str(side) for side in ours)}"
+        alternate(roof, found[ours], swept, rounds)
+
+
+def product_rate(bench: Bench, dtype: DType, shape: tuple[int, int, int], threads: int) -> Rate:
+    """Make the rate of the profiler's own product at a shape."""
+    flop, work = product(bench, Lane.CPU, dtype, shape, threads)
+    return repeated_rate(bench, flop, work)
+
+
+def repeated_rate(bench: Bench, flop: float, work: Callable[[], object]) -> Rate:
+    """Make the rate of a product repeated for some 0.1 s."""
+    once = on_lane(bench.backend, Lane.CPU, work)
+    times = max(1, int(bench.case_s / 2 / bench.seconds(Lane.CPU, work)))
+    return lambda: times * flop / sum(once() for _ in range(times))
+
+
+def sweep(bench: Bench, dtype: DType, threads: int) -> dict[str, Rate]:
+    """Try every shape and layout once, and return the fastest few by name, to be measured beside ours."""
+    usual = bench.asked_on(Lane.CPU, torch.get_num_threads)
+    tried: list[tuple[float, str, float, Callable[[], object]]] = []
+    fastest = 0.0
+    for rows, inner, columns in itertools.product(SIDES, repeat=3):
+        flop = 2.0 * rows * inner * columns
+        if fastest and flop / fastest > LONGEST_S:
+            continue
+        kind = TORCH_DTYPES[dtype]
+        left, out = torch.ones(rows, inner, dtype=kind), torch.empty(rows, columns, dtype=kind)
+        for layout, right in {
+            "n": torch.ones(inner, columns, dtype=kind),
+            "t": torch.ones(columns, inner, dtype=kind).t(),
+        }.items():
+            work = with_threads(threads, usual, plain_product(left, right, out))
+            found = flop / bench.seconds(Lane.CPU, work)
+            fastest = max(fastest, found)
+            tried.append((found, f"{rows}x{inner}x{columns}{layout}", flop, work))
+            tried = sorted(tried, key=lambda one: -one[0])[:FINALISTS]
+    return {name: repeated_rate(bench, flop, work) for _, name, flop, work in tried}
+
+
+def plain_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
+    """Make a product into memory that is there already."""
+    return lambda: torch.mm(left, right, out=out)
+
+
+def disk(bench: Bench, rounds: int, folder: Path) -> None:
+    """Compare direct reads with fio's, of the same file."""
+    if not shutil.which("fio"):
+        print("not installed, left out: fio")
+        return
+    with nameless_file(folder) as (writing, reading):
+        fill_file(writing, GIB)
+        reader = DirectReader(reading, GIB)
+        path = f"/proc/{os.getpid()}/fd/{reading}"
+        for size, depth in itertools.product(REQUEST_BYTES, DEPTHS):
+            amount, once = reader.repeat(bench, size, depth)
+            alternate(
+                f"disk {request_name(size, depth)}", rate_of(amount, once), {"fio": fio(path, size, depth)}, rounds
+            )
+
+
+def fio(path: str, size: int, depth: int) -> Rate:
+    """Make the rate of fio's sequential direct reads for a second."""
+    options = ["--name=read", f"--filename={path}", "--rw=read", "--direct=1", "--ioengine=libaio", f"--size={GIB}"]
+    options += [f"--bs={size}", f"--iodepth={depth}", "--runtime=1", "--time_based", "--output-format=json"]
+    return lambda: float(json.loads(said(["fio", *options]))["jobs"][0]["read"]["bw_bytes"])
+
+
+def agree(first: Path, second: Path) -> None:
+    """Print each roof of two profiles with their ratio, and how many agree and how many are noisy."""
+    one, other = (dict(measured(read_yaml(path), "")) for path in (first, second))
+    apart = noisy = 0
+    for name in one.keys() & other.keys():
+        ratio = other[name]["median"] / one[name]["median"]
+        flagged = one[name]["noisy"] or other[name]["noisy"]
+        noisy += flagged
+        apart += not flagged and abs(ratio - 1) > 0.1
+        print(f"{name:60s} {ratio:6.2f} {'noisy' if flagged else 'apart' if abs(ratio - 1) > 0.1 else ''}")
+    print(
+        f"{len(one.keys() & other.keys())} roofs, {noisy} noisy in one or both, {apart} of the others over 10 % apart"
+    )
+
+
+def measured(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every measurement of a profile with its path."""
+    if isinstance(value, dict) and {"median", "iqr", "noisy"} <= set(value):
+        yield path.strip("."), value
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield from measured(entry, f"{path}.{name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is drawn: operators under the roofs, as picture and page; timelines as Gantt charts and traces."""

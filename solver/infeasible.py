@@ -1,0 +1,242 @@
+"""Why no policy is allowed, and the least change that would do: computed by trying, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from math import ceil, floor, log10
+from typing import Any
+
+import numpy as np
+
+from hrm.dtypes import DType
+from hrm.errors import InfeasibleError, SchemaError
+from hrm.files import to_plain
+from hrm.hardware import HardwareProfile
+from hrm.memory import Shortage
+from hrm.policy import PolicyGrid
+from hrm.rates import Rates
+from hrm.records import record
+from hrm.units import format_bytes, format_s
+from solver.pieces import Pieces, pieces_of
+from solver.problem import Problem
+from solver.room import WHOLE, memory_rows, most_resident, resident_range
+from solver.space import build_space, placements
+
+__all__ = ["Infeasible", "NoPlanError", "Remedy", "no_plan"]
+
+
+@record
+class Remedy:
+    """A change with which a policy is allowed: what to change, and to what."""
+
+    change: str
+    value: str | int | float
+    text: str
+
+
+@record
+class Infeasible:
+    """Why no policy is allowed: the memory that is short, or the limit on time with the least that can be reached."""
+
+    reason: str
+    short: Shortage | None = None
+    limit: str | None = None
+    least_s: float | None = None
+    remedies: tuple[Remedy, ...] = ()
+
+
+class NoPlanError(InfeasibleError):
+    """No policy is allowed; `why` says what is short and what would do."""
+
+    def __init__(self, why: Infeasible) -> None:
+        remedies = ", or ".join(remedy.text for remedy in why.remedies) or "choose a smaller model or another machine"
+        super().__init__(f"{why.reason} (least changes that do: {remedies})")
+        self.why = why
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON document that `solve --json` prints."""
+        short = self.why.short
+        missing = {"missing_bytes": short.missing_bytes} if short else {}
+        plain: dict[str, Any] = to_plain(self.why)
+        return {
+            "status": "infeasible",
+            **plain,
+            "short": {**plain["short"], **missing} if short else None,
+            "error": str(self),
+        }
+
+
+def no_plan(problem: Problem) -> NoPlanError:
+    """Return the error that says why a problem has no plan."""
+    if _fits(problem):
+        return NoPlanError(_too_slow(problem))
+    short = _least_shortage(problem)
+    reason = f"{problem.model.name} does not fit {problem.hardware.name} with one sequence: {short}"
+    return NoPlanError(Infeasible(reason=reason, short=short, remedies=tuple(_memory_remedies(problem))))
+
+
+def _fits(problem: Problem) -> bool:
+    """Say whether one sequence fits, in any placement."""
+    for template in placements(problem):
+        grid = _one_sequence(PolicyGrid.of(template))
+        low, high = resident_range(memory_rows(problem, grid), np.zeros(1), most_resident(problem, grid))
+        if np.ceil(low - WHOLE) <= np.floor(high + WHOLE):
+            return True
+    return False
+
+
+def _one_sequence(grid: PolicyGrid) -> PolicyGrid:
+    one = np.ones(1)
+    return replace(
+        grid, batch_size=one, micro_batch_size=one, resident_experts=0 * one, cpu_experts=grid.cpu_experts * one
+    )
+
+
+def _least_shortage(problem: Problem) -> Shortage:
+    """Return the smallest shortage of one device that stops a placement, its resident experts at their best."""
+    found = []
+    for template in placements(problem):
+        grid = _one_sequence(PolicyGrid.of(template))
+        rows, most = memory_rows(problem, grid), most_resident(problem, grid)
+        _, high = resident_range(tuple(row for row in rows if row.device == "gpu"), np.zeros(1), most)
+        resident = np.clip(np.floor(high + WHOLE), 0.0, most)
+        held = {row.device: (float(row.held.at(resident)[0]), row.limit_bytes) for row in rows}
+        short = [
+            Shortage(device=device, needed_bytes=ceil(needed), usable_bytes=int(limit))
+            for device, (needed, limit) in held.items()
+            if needed > limit
+        ]
+        found.append(max(short, key=lambda one: one.missing_bytes))
+    return min(found, key=lambda one: one.missing_bytes)
+
+
+def _memory_remedies(problem: Problem) -> Iterator[Remedy]:
+    """Yield the least of each: more memory of one kind, a narrower format of weights or cache."""
+    for device in ("cpu", "gpu"):
+        if device in problem.hardware.levels:
+            yield from _more_memory(problem, device)
+    weights = problem.expert_dtype or problem.weight_dtype
+    yield from _narrower(problem, "--weight-dtype", weights, lambda dtype: _in_format(problem, dtype))
+    yield from _narrower(problem, "--kv-dtype", problem.kv_dtype, lambda dtype: replace(problem, kv_dtype=dtype))
+
+
+def _in_format(problem: Problem, dtype: DType) -> Problem:
+    return replace(problem, weight_dtype=dtype, expert_dtype=None)
+
+
+def _narrower(problem: Problem, option: str, now: DType, changed: Callable[[DType], Problem]) -> Iterator[Remedy]:
+    """Yield the widest format narrower than `now` that does, of those that the machine computes with."""
+    for dtype in sorted(DType, key=lambda one: -one.bytes_per_element):
+        narrower = dtype.bytes_per_element < now.bytes_per_element
+        if narrower and _computes(problem.hardware, dtype) and _fits(changed(dtype)):
+            yield Remedy(change=option, value=dtype.value, text=f"{option} {dtype}")
+            return
+
+
+def _more_memory(problem: Problem, device: str) -> Iterator[Remedy]:
+    """Yield how much more memory of a device does, where the others suffice."""
+    level = problem.hardware.levels[device]
+    enough = 1 << 60
+    roomy = _with_memory(problem, device, enough)
+    if not _fits(roomy):
+        return
+    now = usable = level.usable_bytes * level.count
+    if device == "cpu" and problem.ram_limit_bytes is not None:
+        now = usable = min(usable, problem.ram_limit_bytes)
+    while enough - usable > 1:
+        middle = (usable + enough) // 2
+        usable, enough = (usable, middle) if _fits(_with_memory(problem, device, middle)) else (middle, enough)
+    more = enough - now
+    yield Remedy(change=f"{device}_memory_bytes", value=more, text=f"{format_bytes(more)} more {device} memory")
+
+
+def _with_memory(problem: Problem, device: str, usable_bytes: int) -> Problem:
+    level = replace(problem.hardware.levels[device], usable_bytes=usable_bytes, capacity_bytes=usable_bytes, count=1)
+    hardware = replace(problem.hardware, levels=problem.hardware.levels | {device: level})
+    return replace(problem, hardware=hardware, ram_limit_bytes=None if device == "cpu" else problem.ram_limit_bytes)
+
+
+def _too_slow(problem: Problem) -> Infeasible:
+    """Say which limits on time no policy keeps, and how far each would have to be raised if the others stay."""
+    parts = [pieces_of(problem, grid) for grid in build_space(problem).grids]
+    limits = problem.time_limits_s
+    alone = {name: _least_share(parts, name, ()) for name in limits}
+    missed = [name for name in limits if alone[name] > 1.0]
+    beside = {name: _least_share(parts, name, tuple(set(limits) - {name})) for name in limits}
+    named = " and ".join(f"--max-{name}-s {limits[name]:g}" for name in missed or limits)
+    reached = ", ".join(f"{format_s(alone[name] * limits[name])}" for name in missed)
+    remedies = [_raised(name, share * limits[name]) for name, share in beside.items() if np.isfinite(share)]
+    if problem.max_makespan_s is not None and problem.workload.num_sequences is not None:
+        remedies += _fewer_sequences(problem)
+    if not remedies:
+        factor = _rounded_up(_least_factor(parts, tuple(limits)))
+        remedies.append(Remedy(change="limits", value=factor, text=f"all limits on time times {factor:g}"))
+    return Infeasible(
+        reason=f"no policy keeps {named}" + (f": the least that any reaches is {reached}" if missed else " at once"),
+        limit=missed[0] if missed else None,
+        least_s=alone[missed[0]] * limits[missed[0]] if missed else None,
+        remedies=tuple(remedies),
+    )
+
+
+def _least_share(parts: list[Pieces], name: str, kept: tuple[str, ...]) -> float:
+    """Return the least of a time among candidates that keep the limits `kept`, as a share of its own limit."""
+    least = np.inf
+    for pieces in parts:
+        fewest, most = pieces.whole
+        sums = pieces.sums(most)
+        allowed = fewest <= most
+        for other in kept:
+            allowed &= sums[other] <= 1.0
+        least = min(least, float(sums[name][allowed].min(initial=np.inf)))
+    return least
+
+
+def _least_factor(parts: list[Pieces], names: tuple[str, ...]) -> float:
+    """Return by how much all limits together would have to be raised."""
+    least = np.inf
+    for pieces in parts:
+        fewest, most = pieces.whole
+        sums = pieces.sums(most)
+        largest = np.max([sums[name] for name in names], axis=0)
+        least = min(least, float(largest[fewest <= most].min(initial=np.inf)))
+    return least
+
+
+def _raised(name: str, least_s: float) -> Remedy:
+    value = _rounded_up(least_s)
+    return Remedy(change=f"--max-{name}-s", value=value, text=f"--max-{name}-s {value:g}")
+
+
+def _rounded_up(value: float) -> float:
+    """Return the next number of four significant digits: written out, it still does."""
+    step = 10.0 ** (floor(log10(value)) - 3)
+    return ceil(value / step) * step
+
+
+def _fewer_sequences(problem: Problem) -> Iterator[Remedy]:
+    """Yield the largest job that is done in time, if one of a single sequence is."""
+    total = problem.workload.num_sequences
+    assert total is not None
+    done, beyond = 0, total
+    while beyond - done > 1:
+        middle = (done + beyond) // 2
+        smaller = replace(problem, workload=replace(problem.workload, num_sequences=middle))
+        parts = [pieces_of(smaller, grid) for grid in build_space(smaller).grids]
+        others = tuple(name for name in smaller.time_limits_s if name != "makespan")
+        in_time = _least_share(parts, "makespan", others) <= 1.0
+        done, beyond = (middle, beyond) if in_time else (done, middle)
+    if done:
+        yield Remedy(change="--num-sequences", value=done, text=f"--num-sequences {done}")
+
+
+def _computes(hardware: HardwareProfile, dtype: DType) -> bool:
+    rates = Rates(hardware=hardware, measured=True)
+    try:
+        for name in ("cpu", "gpu"):
+            if name in hardware.levels:
+                rates.flop_per_s(name, dtype)
+    except SchemaError:
+        return False
+    return True

@@ -1,0 +1,274 @@
+"""Which policy to run: bounds for all candidates, the best of them refined, proved by the method asked for.
+
+`auto` ranks candidates by breakpoints and simulates the best few; `milp` hands the same space to HiGHS, which proves
+the optimum; `grid` predicts every policy of it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hrm.errors import HrmError
+from hrm.estimate import Fidelity
+from hrm.plan import Plan, PlanStatus, Search
+from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.predict import Prediction, predict, with_interval
+from hrm.records import record
+from solver.binding import binding
+from solver.breakpoints import Optima, relaxed_optima, whole_optima
+from solver.grid import bind, exhaustive, make_plan, objective_s, within_limits
+from solver.infeasible import no_plan
+from solver.pieces import Pieces, pieces_of, select
+from solver.problem import Objective, Problem
+from solver.space import SearchSpace, build_space, refined, single
+
+__all__ = ["Explored", "Method", "Ranked", "explore", "search", "solve"]
+
+REFINEMENTS = (1.3, 1.05, 1.01)
+"""How far around the best N each round of refinement looks, as a ratio."""
+SIMULATED_CANDIDATES = 3
+SIMULATED_WITHIN = 0.8
+"""Candidates this close to the best at `ceiling` may be simulated; the gap between the two is rarely larger."""
+DISTINCT = 1.3
+"""Of one placement, candidates are simulated that differ so much in the number of micro-batches, or in N."""
+TIED_WITHIN = 0.01
+"""Simulated objectives closer than this are a tie: much less than the interval of either prediction."""
+
+
+class Method(StrEnum):
+    """How the optimum is found; all search the same space."""
+
+    AUTO = "auto"
+    MILP = "milp"
+    GRID = "grid"
+
+
+class Candidate(NamedTuple):
+    """A policy, and where it stands in the pieces of its grid."""
+
+    policy: Policy
+    pieces: Pieces
+    place: int
+
+
+@record
+class Ranked:
+    """Candidates of one grid: the least objective over real numbers of resident experts, and over whole ones."""
+
+    tried: int
+    pieces: Pieces
+    relaxed: Optima
+    whole: Optima
+
+    @property
+    def feasible(self) -> int:
+        """How many candidates have a policy that is allowed."""
+        grid = select(self.pieces.grid, np.isfinite(self.whole.objective))
+        columns = (grid.batch_size, grid.micro_batch_size, grid.cpu_experts, grid.kv_on_gpu)
+        return int(np.unique(np.stack(columns), axis=1).shape[1])
+
+    @property
+    def best_s(self) -> float:
+        """The least objective, in seconds; infinite where nothing is allowed."""
+        return float(self.whole.objective.min(initial=np.inf))
+
+    @property
+    def best(self) -> Candidate:
+        """The best candidate."""
+        return self.candidate(int(np.argmin(self.whole.objective)))
+
+    def candidate(self, index: int) -> Candidate:
+        """Return a candidate with the policy that is best for it."""
+        policy = self.pieces.policy(index, int(self.whole.resident[index]))
+        return Candidate(policy=policy, pieces=self.pieces, place=index)
+
+
+@record
+class Explored:
+    """The space of a problem, refined around its best candidates, and all candidates ranked."""
+
+    space: SearchSpace
+    parts: tuple[Ranked, ...]
+
+    @property
+    def leader(self) -> Ranked:
+        """The part that holds the best candidate."""
+        return min(self.parts, key=lambda part: part.best_s)
+
+    def best_first(self) -> list[tuple[float, Ranked, int]]:
+        """Return objective, part and index of the allowed candidates."""
+        found = [
+            (float(part.whole.objective[index]), part, int(index))
+            for part in self.parts
+            for index in np.flatnonzero(part.whole.objective <= self.leader.best_s / SIMULATED_WITHIN)
+        ]
+        return sorted(found, key=lambda one: one[0])
+
+
+def explore(problem: Problem, fidelity: Fidelity = Fidelity.CEILING) -> Explored:
+    """Rank all candidates at `roof` or `ceiling`, and finer ones around the best.
+
+    Raises
+    ------
+    InfeasibleError
+        When no policy is allowed; the text names what is short, and the least change that would do.
+    """
+    space = build_space(problem)
+    explored = Explored(space=space, parts=tuple(_rank(problem, grid, fidelity) for grid in space.grids))
+    if not explored.parts or not np.isfinite(explored.leader.best_s):
+        raise no_plan(problem)
+    for radius in REFINEMENTS:
+        grid = refined(problem, explored.leader.best.policy, radius)
+        explored = Explored(
+            space=SearchSpace(grids=(*explored.space.grids, grid)),
+            parts=(*explored.parts, _rank(problem, grid, fidelity)),
+        )
+    return explored
+
+
+def search(problem: Problem, fidelity: Fidelity = Fidelity.CEILING) -> Policy:
+    """Return the best policy at `roof` or `ceiling`, without simulation."""
+    return explore(problem, fidelity).leader.best.policy
+
+
+def solve(
+    problem: Problem,
+    *,
+    method: Method = Method.AUTO,
+    fidelity: Fidelity = Fidelity.CEILING,
+    simulate: bool = True,
+    write_lp: Path | None = None,
+) -> Plan:
+    """Find the best policy and return it as a plan that runs as written; the plan headlines `fidelity`.
+
+    `auto` simulates the best three that differ, and takes the best of them; where several tie, the simplest. Without
+    `simulate` the best at `ceiling` is taken. `milp` and `grid` prove that one.
+
+    Raises
+    ------
+    InfeasibleError
+        When no policy is allowed; the text names what is short, and the least change that would do.
+    """
+    if fidelity is Fidelity.SIMULATED and not simulate:
+        raise HrmError("--no-simulate: not with --fidelity simulated (leave one out)")
+    if write_lp is not None and method is not Method.MILP:
+        raise HrmError("--write-lp: needs --method milp (say so, or leave it out)")
+    started = time.perf_counter()
+    explored = explore(problem)
+    found = _search_record(problem, explored, method)
+    if method is Method.AUTO and simulate:
+        return _simulated_best(problem, explored, fidelity, found, started)
+    best = explored.leader.best
+    if method is Method.GRID:
+        best, found = _by_grid(problem, explored, found)
+    elif method is Method.MILP:
+        best, found = _by_milp(problem, explored, found, write_lp)
+    found = replace(found, binding=binding(problem, *best), solve_s=time.perf_counter() - started)
+    return make_plan(problem, best.policy, PlanStatus.OPTIMAL, fidelity, found, simulate=simulate)
+
+
+def _rank(problem: Problem, grid: PolicyGrid, fidelity: Fidelity) -> Ranked:
+    pieces = pieces_of(problem, grid, fidelity)
+    relaxed = relaxed_optima(pieces)
+    return Ranked(tried=np.size(grid.batch_size), pieces=pieces, relaxed=relaxed, whole=whole_optima(pieces, relaxed))
+
+
+def _simulated_best(problem: Problem, explored: Explored, fidelity: Fidelity, found: Search, started: float) -> Plan:
+    """Simulate the best few: perfect overlap flatters few, large micro-batches. Of those that tie take the simplest."""
+    inputs = problem.model, problem.hardware, problem.workload
+    chosen = _distinct(explored)
+    made = [predict(one.policy, *inputs, fidelity=fidelity) for one in chosen]
+    cost = [_simulated_cost(problem, prediction) for prediction in made]
+    missing_a_limit, least = min(cost)
+    tied = [
+        place for place, own in enumerate(cost) if own[0] == missing_a_limit and own[1] <= least * (1.0 + TIED_WITHIN)
+    ]
+    first, *others = sorted(tied, key=lambda place: _complexity(chosen[place].policy))
+    best, prediction = chosen[first], made[first]
+    at_ceiling = float(objective_s(problem, prediction.by_fidelity[Fidelity.CEILING]))
+    found = replace(
+        found,
+        gap=max(0.0, 1.0 - explored.leader.best_s / at_ceiling),
+        binding=binding(problem, *best),
+        ties=tuple(chosen[place].policy for place in others),
+        solve_s=time.perf_counter() - started,
+    )
+    prediction = with_interval(prediction, best.policy, *inputs)
+    return bind(problem, best.policy, prediction, PlanStatus.OPTIMAL, found)
+
+
+def _distinct(explored: Explored) -> list[Candidate]:
+    """Return the best candidates that differ: in placement, or by enough in the number of micro-batches or in N."""
+    chosen: list[Candidate] = []
+    for _, part, index in explored.best_first():
+        candidate = part.candidate(index)
+        if all(_differ(candidate.policy, other.policy) for other in chosen):
+            chosen.append(candidate)
+        if len(chosen) == SIMULATED_CANDIDATES:
+            break
+    return chosen
+
+
+def _differ(one: Policy, other: Policy) -> bool:
+    sizes = ((one.batch_size, other.batch_size), (one.num_micro_batches, other.num_micro_batches))
+    return any(max(pair) >= DISTINCT * min(pair) for pair in sizes) or _placement(one) != _placement(other)
+
+
+def _placement(policy: Policy) -> Policy:
+    """Return the policy without its numbers."""
+    return replace(policy, batch_size=1, micro_batch_size=1, resident_experts=0, cpu_experts=min(policy.cpu_experts, 1))
+
+
+def _simulated_cost(problem: Problem, prediction: Prediction) -> tuple[bool, float]:
+    """Return whether a limit is missed when simulated, and the objective."""
+    times = prediction.by_fidelity[Fidelity.SIMULATED]
+    return not within_limits(problem, times), float(objective_s(problem, times))
+
+
+def _complexity(policy: Policy) -> tuple[bool, bool, int, int]:
+    """Order policies from simple to complex: one device before two, then few micro-batches."""
+    on_gpu = policy.main_device is Processor.GPU
+    return on_gpu, policy.cpu_experts > 0, policy.num_micro_batches, policy.batch_size
+
+
+def _by_grid(problem: Problem, explored: Explored, found: Search) -> tuple[Candidate, Search]:
+    """Return the optimum of the oracle, as the one candidate of a grid of its own."""
+    proved = exhaustive(problem, explored.space)
+    assert proved is not None
+    pieces = pieces_of(problem, single(proved.policy))
+    resident = proved.policy.resident_experts
+    place = int(np.argmax((pieces.least <= resident) & (resident <= pieces.most)))
+    best = Candidate(policy=proved.policy, pieces=pieces, place=place)
+    return best, replace(found, feasible=proved.feasible, bound=_shown(problem, proved.objective_s))
+
+
+def _by_milp(problem: Problem, explored: Explored, found: Search, write_lp: Path | None) -> tuple[Candidate, Search]:
+    from solver.milp import solve_milp
+
+    proved = solve_milp([part.pieces for part in explored.parts], known_s=explored.leader.best_s, write_lp=write_lp)
+    pieces = explored.parts[proved.part].pieces
+    best = Candidate(policy=pieces.policy(proved.index, round(proved.resident)), pieces=pieces, place=proved.index)
+    return best, replace(found, pruned=proved.pruned, bound=_shown(problem, proved.bound_s), gap=proved.gap)
+
+
+def _search_record(problem: Problem, explored: Explored, method: Method) -> Search:
+    return Search(
+        method=method.value,
+        objective=problem.objective.value,
+        candidates=sum(part.tried for part in explored.parts),
+        feasible=sum(part.feasible for part in explored.parts),
+        bound=_shown(problem, explored.leader.best_s),
+        gap=0.0,
+        solve_s=0.0,
+    )
+
+
+def _shown(problem: Problem, objective: float) -> float:
+    """Return an objective as it is reported: tokens/s, or seconds of a wave."""
+    return 1.0 / objective if problem.objective is Objective.THROUGHPUT else objective

@@ -1,0 +1,130 @@
+"""`hrm solve`: methods, objectives and limits as options; what cannot be done said in one line, and in JSON."""
+
+import json
+import sys
+
+import pytest
+
+from hrm.cli.main import main
+
+MIXTRAL = ["--model", "mixtral-8x7b", "--hardware", "l4-case-study", "--weight-dtype", "float16"]
+JOB = ["--prompt-len", "77", "--max-prompt-len", "418", "--gen-len", "32"]
+ONE = ["--num-sequences", "1"]
+
+
+@pytest.fixture
+def solve(monkeypatch, capsys):
+    """Run `hrm solve`; return exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hrm", "solve", *MIXTRAL, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capsys.readouterr()
+        return exited.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_methods_agree(solve):
+    found = {}
+    for method in ("auto", "milp", "grid"):
+        code, out, _ = solve(*JOB, "--num-sequences", 40, "--method", method, "--no-simulate", "--json")
+        assert code == 0
+        found[method] = json.loads(out)
+
+    throughput = found["grid"]["by_fidelity"]["ceiling"]["throughput_tokens_per_s"]
+    for document in found.values():
+        assert document["by_fidelity"]["ceiling"]["throughput_tokens_per_s"] == pytest.approx(throughput, rel=1e-6)
+        assert document["search"]["bound"] == pytest.approx(throughput, rel=1e-6)
+        assert document["search"]["gap"] <= 1e-6
+        assert set(document["by_fidelity"]) == {"roof", "ceiling"}
+
+
+def test_the_program_is_written(solve, tmp_path):
+    path = tmp_path / "policy.lp"
+    code, _, _ = solve(*JOB, *ONE, "--method", "milp", "--no-simulate", "--write-lp", path)
+
+    assert code == 0
+    assert "\ncpu_memory: " in path.read_text()
+
+
+def test_limits_are_kept_and_the_objective_is_reached(solve):
+    _, out, _ = solve(*JOB, "--no-simulate", "--json")
+    free = json.loads(out)
+    _, out, _ = solve(*JOB, "--max-tpot-s", free["time_per_token_s"] / 2, "--no-simulate", "--json")
+    limited = json.loads(out)
+    _, out, _ = solve(*JOB, "--objective", "latency", "--no-simulate", "--json")
+    quickest = json.loads(out)
+
+    assert limited["time_per_token_s"] <= free["time_per_token_s"] / 2
+    assert limited["throughput_tokens_per_s"] < free["throughput_tokens_per_s"]
+    assert quickest["time_to_first_token_s"] < limited["time_to_first_token_s"]
+
+
+def test_a_further_format_is_used_where_it_pays(solve):
+    """One sequence reads weights at the pace of a memory, and fewer bytes of narrower ones."""
+    formats = ["--also-weight-dtype", "int4", "--also-kv-dtype", "int8"]
+    _, out, _ = solve(*JOB, *ONE, *formats, "--no-simulate", "--json")
+
+    assert json.loads(out)["policy"]["weight_dtype"] == "int4"
+
+
+def test_the_table_says_what_binds(solve):
+    _, out, _ = solve(*JOB, "--no-simulate")
+
+    assert "binding: prefill_gpu, decode_1_" in out
+
+
+def test_infeasible_prints_a_document_and_one_line(solve):
+    code, out, err = solve(*JOB, "--ram-limit", "1GiB", "--json")
+    document = json.loads(out)
+
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert document["status"] == "infeasible"
+    assert document["short"]["device"] == "cpu"
+    assert document["short"]["missing_bytes"] > 0
+    assert {"cpu_memory_bytes", "--weight-dtype"} & {one["change"] for one in document["remedies"]}
+
+
+def test_limits_that_no_policy_keeps_are_exit_code_1_with_what_would_do(solve):
+    code, out, err = solve(*JOB, *ONE, "--max-ttft-s", "0.01")
+
+    assert code == 1
+    assert out == ""
+    assert "no policy keeps --max-ttft-s 0.01: the least that any reaches is" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--max-ttft-s", "0"], "--max-ttft-s 0.0: must be a positive number"),
+        (["--max-tpot-s", "-1"], "--max-tpot-s -1.0"),
+        (["--max-makespan-s", "nan"], "--max-makespan-s nan"),
+        (["--max-tpot-s", "7", "--max-makespan-s", "5"], "--max-tpot-s 7: exceeds --max-makespan-s 5"),
+        (["--num-sequences", "1" + 12 * "0"], "--num-sequences 1000000000000"),
+        (["--num-sequences", "0"], "--num-sequences"),
+        (["--write-lp", "policy.lp"], "--write-lp: needs --method milp"),
+        (["--no-simulate", "--fidelity", "simulated"], "--no-simulate: not with --fidelity simulated"),
+        (["--method", "guess"], "--method"),
+        (["--objective", "fame"], "--objective"),
+        (["--ram-limit", "nan"], "--ram-limit"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(solve, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = solve(*JOB, *arguments)
+
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+@pytest.mark.parametrize("length", ["nan", "inf", "-3", "0", "1e300"])
+def test_a_length_that_is_none_is_refused(solve, length):
+    code, _, err = solve("--prompt-len", length, "--gen-len", "32")
+
+    assert code == 2
+    assert len(err.splitlines()) == 1

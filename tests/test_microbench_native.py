@@ -1,0 +1,52 @@
+"""The compiled streaming kernels: what they compute, what they refuse."""
+
+import pytest
+import torch
+
+from hrm.microbench import native
+from hrm.microbench.native import GRANULE_BYTES, Stream, stream, streams
+
+WORDS = 4 * GRANULE_BYTES // 8
+
+compiled = pytest.mark.skipif(not native.available(), reason="the streaming kernels were not compiled")
+
+
+def test_without_the_library_there_are_no_kernels(monkeypatch):
+    monkeypatch.setattr(native, "_library", lambda: None)
+
+    assert (native.available(), native.streams(), native.instruction_set()) == (False, (), "")
+
+
+@compiled
+def test_read_uses_every_word_on_every_pass():
+    words = torch.randint(-(2**40), 2**40, (WORDS,), dtype=torch.int64)
+    total = torch.zeros(8, dtype=torch.int64)
+
+    stream(Stream.READ, (total, words), 3)
+
+    assert total[0] == 3 * words.sum()
+
+
+@compiled
+@pytest.mark.parametrize("kind", [kind for kind in streams() if kind is not Stream.READ])
+def test_copies_copy_and_triads_add(kind):
+    b, c = torch.arange(float(WORDS), dtype=torch.float64), torch.ones(WORDS, dtype=torch.float64)
+    a = torch.zeros_like(b)
+
+    stream(kind, (a, b, c)[: kind.buffers], 2)
+
+    assert torch.equal(a, b if kind.buffers == 2 else b + 3 * c)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        (torch.zeros(WORDS + 1, dtype=torch.float64),) * 2,
+        (torch.zeros(2 * WORDS, dtype=torch.float64), torch.zeros(WORDS, dtype=torch.float64)),
+        (torch.zeros(2 * WORDS, dtype=torch.float64)[1 : WORDS + 1],) * 2,
+    ],
+)
+def test_buffers_that_do_not_suit_are_refused(buffers):
+    with pytest.raises(ValueError, match="COPY: "):
+        stream(Stream.COPY, buffers, 1)
