@@ -30,12 +30,12 @@ from IPython.display import Image
 
 from hrm import DType, load_model, load_profile, ridge_point
 from hrm.device.opening import open_backend
-from hrm.views.layer_operators import Shape
 from hrm.microbench.profile import Request, profile_machine
-from hrm.views.placement import place_operators
-from hrm.views.plot import draw_roofline
 from hrm.schedule.task import Phase
 from hrm.units import format_bytes_per_s, format_flop_per_s
+from hrm.views.layer_operators import Shape
+from hrm.views.placement import place_operators
+from hrm.views.plot import draw_roofline
 
 mixtral = load_model("mixtral-8x7b")
 pictures = Path(tempfile.mkdtemp())

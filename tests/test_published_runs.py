@@ -17,6 +17,8 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "published_runs.py"
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("published_runs", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     patch = pytest.MonkeyPatch()
     patch.setitem(sys.modules, spec.name, module)

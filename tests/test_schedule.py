@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -195,3 +196,24 @@ def test_serial_attention_keeps_the_gpu_waiting():
     for name, next_part in ((ScheduleName.SERIAL, 0), (ScheduleName.CGOPIPE, 1)):
         gpu = [task for task in build_schedule(tiny_policy(name), tiny_model()).decode if task.lane is Lane.GPU]
         assert gpu[1].part == next_part
+
+
+def _relative(task, layer, num_layers):
+    """A task as it looks from the layer during which it is given out."""
+
+    def place(key, passes_ago):
+        return key.kind, key.layer - layer - passes_ago * num_layers, key.part, passes_ago
+
+    own = place(task.key, -1 if task.for_next_pass else 0)
+    return own, task.lane, sorted(place(need.key, need.passes_ago) for need in task.needs)
+
+
+@given(policies(), models(24))
+@settings(max_examples=200, deadline=None)
+def test_layers_said_to_be_alike_are_alike(policy, model):
+    """What the simulator leaves out rests on it."""
+    for walk in build_schedule(policy, model).walks.values():
+        seen: dict[Any, Any] = {}
+        for layer in range(model.num_layers):
+            tasks = [_relative(task, layer, model.num_layers) for task in walk.layer(layer)]
+            assert seen.setdefault(walk.like(layer), tasks) == tasks

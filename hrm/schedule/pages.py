@@ -83,11 +83,15 @@ class Pages:
             return None
         crossing = self._crossing(layer)
         use = crossing.ordinal + crossing.for_next_pass * len(self._layers)
-        uses = (divmod(use - back, len(self._layers)) for back in range(IN_FLIGHT + 1))
+        uses = [use - back for back in range(IN_FLIGHT + 1)]
+        places = (divmod(one, len(self._layers)) for one in uses)
         return (
+            crossing.for_next_pass,
             crossing.done,
             crossing.span,
-            tuple(self._layers[ordinal] + pass_index * self._num_layers - layer for pass_index, ordinal in uses),
+            tuple(self._layers[ordinal] + pass_index * self._num_layers - layer for pass_index, ordinal in places),
+            tuple(self._pass_of(one, page) for one in uses for page in range(min(self._num_pages, IN_FLIGHT))),
+            tuple(self._pass_of(one, self._num_pages - 1 - page) for one in uses for page in range(IN_FLIGHT)),
         )
 
     def _ordinal(self, layer: int) -> int:

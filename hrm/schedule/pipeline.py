@@ -7,12 +7,13 @@ With look-ahead, pre-attention and CPU attention have run so many positions befo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Iterator
 
-from hrm.model import ModelSpec
+from hrm.model import LayerKind, ModelSpec
 from hrm.policy import Policy, Processor
 from hrm.schedule.pages import Pages
-from hrm.schedule.task import IN_FLIGHT, Lane, Need, Phase, Schedule, Task, TaskKey, TaskKind, Walk
+from hrm.schedule.task import IN_FLIGHT, LONGEST_PERIOD, Lane, Need, Phase, Schedule, Task, TaskKey, TaskKind, Walk
 
 __all__ = ["pipeline"]
 
@@ -54,6 +55,7 @@ class _Pipe:
             layer=self._layer,
             like=self._like,
             main=Lane.GPU,
+            regular=_regular([self.model.layer_kind(layer) for layer in range(self.model.num_layers)]),
             reach=max(self.pages.reach, IN_FLIGHT),
         )
 
@@ -191,3 +193,10 @@ class _Pipe:
         yield self._task(TaskKind.EXPERT_UPLOAD, x, Lane.H2D, needs)
         if x >= self.positions - self.num_micro_batches:
             yield self._task(TaskKind.HEAD, x, Lane.GPU, [self._need(TaskKind.EXPERT_UPLOAD, x)])
+
+
+def _regular(kinds: list[LayerKind]) -> bool:
+    """Say whether, from the first layer with experts on, each layer is like the one a short period before."""
+    first = next((layer for layer, kind in enumerate(kinds) if kind.moe), 0)
+    rest, periods = kinds[first:], range(1, LONGEST_PERIOD + 1)
+    return any(all(map(operator.eq, rest, rest[period:])) for period in periods)

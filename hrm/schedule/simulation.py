@@ -15,15 +15,13 @@ from typing import NamedTuple
 from hrm.schedule.events import NEVER, Lanes, SortName
 from hrm.schedule.loads import LoadTimes, PassLoad, Simulated
 from hrm.schedule.sharing import Shared
-from hrm.schedule.task import Lane, Phase, Schedule, Task, TaskKind
+from hrm.schedule.task import LONGEST_PERIOD, Lane, Phase, Schedule, Task, TaskKind
 from hrm.schedule.templates import LANES, Book, PassKind, Source, Template
 
 __all__ = ["Simulation"]
 
 REPEATS = 3
 """Passes of a load that are simulated at most."""
-LONGEST_PERIOD = 8
-"""Layers after which a pattern of kinds of layer repeats, at most."""
 SAME = 1e-9
 """How far two states may differ and count as one, as a share of the time between them."""
 MET = [-1] * len(LANES)
@@ -76,7 +74,7 @@ class Simulation(Lanes):
         super().__init__(shared)
         self.tasks: list[list[tuple[int, Task]]] = [[] for _ in LANES]
         self._loads = loads
-        self._exact = exact
+        self._exact = exact = exact or not all(walk.regular for walk in schedule.walks.values())
         self._book = Book(schedule, exact=exact)
         walks = [schedule.walks[load.phase] for load in loads]
         self._num_layers = walks[0].num_layers

@@ -15,7 +15,10 @@ IN_FLIGHT = 2
 """Of whatever is double-buffered, how many are in use at once: one is filled while the other is used. Micro-batches in
 transfer, device slots of streamed layers, pinned staging pages."""
 
-__all__ = ["IN_FLIGHT", "Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind", "Walk"]
+LONGEST_PERIOD = 8
+"""Layers after which a pattern of kinds of layer repeats, at most."""
+
+__all__ = ["IN_FLIGHT", "LONGEST_PERIOD", "Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind", "Walk"]
 
 
 class Phase(StrEnum):
@@ -118,7 +121,8 @@ class Walk:
     `layer(i)` makes what is given to the lanes while the main lane works on layer i, look-ahead for layers behind it
     included; a pass is all of them in order. `like(i)` is equal for layers whose tasks are the same but for the layer
     number, relative to which all their needs in the pass are the same too, and whose tasks cost the same.
-    No task starts before `main` has finished all it was given `reach` layers earlier.
+    No task starts before `main` has finished all it was given `reach` layers earlier. `regular` says that kinds of
+    layer repeat in one short pattern; else nothing of the pass is left out.
     """
 
     num_layers: int
@@ -126,6 +130,7 @@ class Walk:
     like: Callable[[int], Hashable]
     main: Lane
     reach: int
+    regular: bool = True
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
