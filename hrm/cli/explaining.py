@@ -10,6 +10,7 @@ import typer
 
 from hrm.cli import explanations as shown
 from hrm.cli import options
+from hrm.cli.plans import problem_of
 from hrm.errors import FileError, HrmError
 from hrm.estimate import Fidelity
 
@@ -102,17 +103,9 @@ def _machine(plan: Plan, hardware: str | None) -> HardwareProfile:
 
 def _problem_of(plan: Plan, machine: HardwareProfile, ram_limit: str | None) -> Problem:
     """Pose the problem that a plan solves again, its own kind of policy among those searched."""
-    from solver.problem import Problem
-
     policy = plan.policy
-    problem = Problem(
-        model=plan.model,
-        hardware=machine,
-        workload=plan.workload,
-        weight_dtype=policy.weight_dtype,
-        expert_dtype=policy.expert_dtype,
-        kv_dtype=policy.kv_dtype,
-        staging=policy.staging,
+    problem = replace(
+        problem_of(plan, machine),
         ram_limit_bytes=options.parse_bytes(ram_limit, "--ram-limit") if ram_limit else None,
     )
     return replace(

@@ -12,11 +12,12 @@ from hrm.dtypes import DType
 from hrm.policy import Staging
 
 if TYPE_CHECKING:
+    from hrm.hardware import HardwareProfile
     from hrm.plan import Plan
     from hrm.workload import Workload
     from solver.space import Problem
 
-__all__ = ["deliver", "pose"]
+__all__ = ["deliver", "pose", "problem_of"]
 
 
 def pose(
@@ -68,3 +69,18 @@ def deliver(plan: Plan, output: Path | None, *, json: bool, short: object = None
         save_plan(output, plan)
         if not json:
             typer.echo(f"wrote {output}")
+
+
+def problem_of(plan: Plan, machine: HardwareProfile) -> Problem:
+    """Return the problem that a plan solves, on a machine."""
+    from solver.problem import Problem
+
+    return Problem(
+        model=plan.model,
+        hardware=machine,
+        workload=plan.workload,
+        weight_dtype=plan.policy.weight_dtype,
+        expert_dtype=plan.policy.expert_dtype,
+        kv_dtype=plan.policy.kv_dtype,
+        staging=plan.policy.staging,
+    )

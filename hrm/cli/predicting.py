@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from hrm.cli import options
-from hrm.cli.plans import deliver, pose
+from hrm.cli.plans import deliver, pose, problem_of
 from hrm.cli.timelines import GanttFile, TraceFile, check_files, show_preview
 from hrm.errors import HrmError
 from hrm.estimate import Fidelity
 from hrm.policy import Processor, ScheduleName, Staging
 
 if TYPE_CHECKING:
-    from hrm.plan import Plan
     from hrm.policy import Policy
     from solver.ablation import ScheduleResult
     from solver.space import Problem
@@ -253,6 +252,7 @@ def _whole_experts(option: str, fraction: float, num_experts: int) -> int:
 
 def _predict_plan(path: Path, hardware: str | None, fidelity: Fidelity, files: Files, *, json: bool) -> None:
     """Show the prediction that a plan carries, another fidelity in front; or make it again for another machine."""
+    from hrm.hardware import load_profile
     from hrm.plan import load_plan
 
     plan = load_plan(path)
@@ -261,22 +261,7 @@ def _predict_plan(path: Path, hardware: str | None, fidelity: Fidelity, files: F
             raise HrmError("--hardware: needed with --trace and --gantt (a plan does not hold its machine's profile)")
         deliver(replace(plan, prediction=replace(plan.prediction, fidelity=fidelity)), files[0], json=json)
         return
-    _predict(_problem_of(plan, hardware), plan.policy, fidelity, files, json=json)
-
-
-def _problem_of(plan: Plan, hardware: str) -> Problem:
-    from hrm.hardware import load_profile
-    from solver.space import Problem
-
-    return Problem(
-        model=plan.model,
-        hardware=load_profile(hardware),
-        workload=plan.workload,
-        weight_dtype=plan.policy.weight_dtype,
-        expert_dtype=plan.policy.expert_dtype,
-        kv_dtype=plan.policy.kv_dtype,
-        staging=plan.policy.staging,
-    )
+    _predict(problem_of(plan, load_profile(hardware)), plan.policy, fidelity, files, json=json)
 
 
 def _predict(problem: Problem, policy: Policy, fidelity: Fidelity, files: Files, *, json: bool) -> None:
