@@ -52,12 +52,14 @@ class DecodeTasks:
             append_kv(keys, values, view.keys, view.values, view.layout(self._cached(step, first, batch.last)))
 
     def load(self, step: Step) -> None:
-        """Fetch the part of the cache that lies on the host."""
+        """Fetch the part of the cache that lies on the host: of each sequence what earlier passes have cached."""
         state, last = self.state, self.state.batch(step).last
-        first = state.cache.first_on_host[step.task.part]
-        sources = state.cache.host.block(step.task.layer, first, last)
-        for target, source in zip(self._loaded(step).block(len(sources[0])), sources, strict=True):
-            state.backend.copy(target, source)
+        first, host = state.cache.first_on_host[step.task.part], state.cache.host
+        for sequence, tokens in enumerate(self._cached(step, first, last).tolist(), start=first):
+            sources = host.rows(step.task.layer, sequence, tokens)
+            targets = self._loaded(step).place(host, first, sequence, tokens)
+            for target, source in zip(targets, sources, strict=True):
+                state.backend.copy(target, source)
 
     def attention(self, step: Step) -> None:
         """Append to the cache and attend over it: where it lies, or where it was fetched to."""

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 
 from executor.buffers import WaveBuffers
 from executor.decoder import RotaryTable
+from executor.footprint import Footprint
 from executor.kv_cache import WaveCache
 from executor.measure import WaveSpans, measured
 from executor.memory import main_device, main_memory, pinned_memory, torch_dtype
@@ -30,6 +30,7 @@ from hrm.device.backend import Backend
 from hrm.device.opening import open_backend
 from hrm.dtypes import DType
 from hrm.errors import FileError, HrmError, ModelError, PolicyError
+from hrm.memory import ledger
 from hrm.model import ModelSpec
 from hrm.model_config import load_model
 from hrm.plan import Plan
@@ -82,7 +83,7 @@ class Engine:
     FileError
         When the checkpoint is incomplete or damaged.
     OutOfMemoryError
-        When the device cannot hold what the plan puts there.
+        When the device cannot hold what the plan puts there, or the host takes more than the plan's ledger says.
     """
 
     def __init__(self, plan: Runnable | Plan, checkpoint_dir: str | Path, backend: Backend | None = None) -> None:
@@ -99,9 +100,10 @@ class Engine:
         _check_backend(self.policy, backend)
         self._tokenizer = Tokenizer(checkpoint_dir)
         self._end_tokens = end_tokens(checkpoint_dir)
-        self._process = psutil.Process()
-        self._peak_rss_bytes = 0
+        planned = ledger(self.policy, self.model, self.workload)
+        self._footprint = Footprint(backend, planned.cpu.total_bytes)
         self._weights, self._experts = load_weights(self.policy, self.model, Path(checkpoint_dir), backend)
+        self._footprint.look()
         self._device = main_device(self.policy, backend)
         dtype = torch_dtype(self.policy.weight_dtype)
         self._rotary = RotaryTable(self.model, self.workload.max_context_len, dtype, self._device)
@@ -124,7 +126,7 @@ class Engine:
         for number, places in enumerate(members):
 
             def on_pass(index: int, done: int = number * gen_len) -> None:
-                self._watch_memory()
+                self._footprint.look()
                 if on_progress is not None:
                     on_progress(done + index + 1, len(members) * gen_len)
 
@@ -134,7 +136,11 @@ class Engine:
             sequences=len(prompts),
             prompt_tokens=sum(len(prompt.tokens) for prompt in prompts),
             gen_len=gen_len,
-            peak_bytes={"gpu": self.backend.memory_peak_bytes, "cpu": self._peak_rss_bytes},
+            peak_bytes={
+                "gpu": self.backend.memory_peak_bytes,
+                "cpu": self._footprint.peak_bytes,
+                "runtime": self._footprint.runtime_bytes,
+            },
         )
         completions = tuple(self._completion(prompt, generated[place]) for place, prompt in enumerate(prompts))
         return Generation(completions=completions, measured=result, waves=tuple(waves))
@@ -149,11 +155,11 @@ class Engine:
         state = self._wave_state(places, prompts)
         runner = TaskRunner(state)
         warm_up(state, {task.lane for task in (*self._schedule.prefill, *self._schedule.decode)})
-        self._watch_memory()
+        self._footprint.look()
         begun_s = time.perf_counter()
         spans = run_schedule(self._schedule, self.workload.gen_len, runner, self.backend, on_pass)
         generated.update(zip(state.wave.order, state.buffers.generated.t().tolist(), strict=True))
-        return WaveSpans(begun_s=begun_s, spans=tuple(spans))
+        return WaveSpans(begun_s=begun_s, spans=spans)
 
     def _wave_state(self, places: Sequence[int], prompts: Sequence[Prompt]) -> WaveState:
         """Allocate what the wave holds, to the token, and map its memory."""
@@ -228,11 +234,6 @@ class Engine:
             text=self._tokenizer.decode(tokens) if self._tokenizer.exists else None,
             finish_reason="length" if end is None else "stop",
         )
-
-    def _watch_memory(self) -> None:
-        """Note the process's memory; an emulated device's lies in it and is not the host's."""
-        inside = self.backend.memory_used_bytes if self.backend.device.type == "cpu" else 0
-        self._peak_rss_bytes = max(self._peak_rss_bytes, self._process.memory_info().rss - inside)
 
 
 def _check_model(planned: ModelSpec, found: ModelSpec, checkpoint_dir: str | Path) -> None:

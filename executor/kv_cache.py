@@ -65,8 +65,8 @@ class KVCache:
         """Return how many keys (as many values) sequences `first` to `last` (one past) have room for."""
         return self._starts[last] - self._starts[first]
 
-    def prompt_rows(self, layer: int, sequence: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return where the first `tokens` keys and values of a sequence go: views [num_kv_heads, tokens, head_dim]."""
+    def rows(self, layer: int, sequence: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first `tokens` keys and values of a sequence: views [num_kv_heads, tokens, head_dim]."""
         keys, values = self.block(layer, sequence, sequence + 1)
         shape = (self.num_kv_heads, -1, self.head_dim)
         return keys.view(shape)[:, :tokens], values.view(shape)[:, :tokens]
@@ -75,16 +75,18 @@ class KVCache:
 class LoadedKV:
     """A device buffer into which the part of a micro-batch's cache that lies on the host is fetched, a layer at a time.
 
-    The whole room of a sequence is fetched, also what is still to be written: so it is one copy of keys and one of
-    values, however many sequences and heads there are.
+    It is laid out as on the host; of each sequence's room only what is valid is fetched.
     """
 
     def __init__(self, max_elements: int, dtype: torch.dtype, allocate: Allocate) -> None:
         self._keys, self._values = (allocate((max_elements,), dtype).zero_() for _ in range(2))
 
-    def block(self, elements: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return where so many keys and values are fetched to."""
-        return self._keys[:elements], self._values[:elements]
+    def place(self, host: KVCache, first: int, sequence: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where `host.rows` of a sequence go, in the buffer of those that start with sequence `first`."""
+        before, room = host.elements(first, sequence), host.elements(sequence, sequence + 1)
+        shape = (host.num_kv_heads, -1, host.head_dim)
+        keys, values = (flat[before : before + room].view(shape)[:, :tokens] for flat in (self._keys, self._values))
+        return keys, values
 
     def view(self, on_host: CacheView) -> CacheView:
         """Return what was fetched, of sequences that lie side by side on the host."""

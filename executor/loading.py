@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from executor.mapped import let_go
 from hrm.errors import FileError
 from hrm.files import read_json
 from hrm.model import ModelSpec
@@ -22,6 +23,8 @@ _SINGLE = "model.safetensors"
 class CheckpointReader:
     """The tensors of a checkpoint folder by name; files stay open (memory-mapped) until `close`.
 
+    Whoever has copied a tensor, or a slice of one, releases it, so that a file's pages do not pile up in memory.
+
     Raises
     ------
     FileError
@@ -32,6 +35,7 @@ class CheckpointReader:
         self.folder = Path(folder)
         self._files: dict[Path, Any] = {}
         self._path_of: dict[str, Path] = {}
+        self._mapped: set[int] = set()
         index = self.folder / _INDEX
         if index.is_file():
             for name, file in _weight_map(index).items():
@@ -65,7 +69,13 @@ class CheckpointReader:
             raise FileError(
                 f"{path}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)} from config.json"
             )
+        self._mapped.add(tensor.untyped_storage().data_ptr())
         return tensor
+
+    def release(self, tensor: torch.Tensor) -> None:
+        """Let go of the memory of a tensor that was read, or of a slice of it; another tensor's is left alone."""
+        if tensor.untyped_storage().data_ptr() in self._mapped:
+            let_go(tensor)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -97,6 +107,7 @@ def load_experts(reader: CheckpointReader, model: ModelSpec, layer: int, target:
         for part, tensors in ((flat[:split], parts[:-1]), (flat[split:], parts[-1:])):
             for place, tensor in zip(part.chunk(len(tensors)), tensors, strict=True):
                 place.view(tensor.shape).copy_(tensor)
+                reader.release(tensor)
 
 
 def _experts(reader: CheckpointReader, model: ModelSpec, prefix: str) -> Iterator[tuple[torch.Tensor, ...]]:

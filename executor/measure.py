@@ -21,7 +21,7 @@ class WaveSpans:
     """What ran in a wave, from the moment its first task was submitted."""
 
     begun_s: float
-    spans: tuple[Span, ...]
+    spans: Iterable[Span]
 
     @property
     def windows(self) -> dict[Phase, tuple[float, float]]:

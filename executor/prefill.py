@@ -49,7 +49,7 @@ class PrefillTasks:
             sizes = [tokens * state.model.kv_size for tokens in batch.prompt_lens[first:]]
             parts = zip(torch.split(keys, sizes), torch.split(values, sizes), strict=True)
             for index, own in enumerate(parts, start=first):
-                rows = cache.host.prompt_rows(step.task.layer, batch.first + index, batch.prompt_lens[index])
+                rows = cache.host.rows(step.task.layer, batch.first + index, batch.prompt_lens[index])
                 for target, source in zip(rows, own, strict=True):
                     target.copy_(source.view(target.shape))
 
@@ -62,7 +62,7 @@ class PrefillTasks:
             rows = batch.rows(index)
             prefill_attention(query[rows], keys.to(query.dtype), values.to(query.dtype), attended[rows])
             if batch.first + index < state.cache.first_on_host[step.task.part]:
-                cached = state.cache.main.prompt_rows(step.task.layer, batch.first + index, tokens)
+                cached = state.cache.main.rows(step.task.layer, batch.first + index, tokens)
                 cached[0].copy_(keys)
                 cached[1].copy_(values)
 

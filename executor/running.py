@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -10,9 +11,7 @@ from executor.tasks import TaskRunner
 from hrm.device.backend import Backend, Event
 from hrm.schedule.task import Lane, Phase, Schedule, Task, TaskKey
 
-__all__ = ["Span", "run_schedule"]
-
-Events = dict[TaskKey, Event]
+__all__ = ["Span", "Spans", "run_schedule"]
 
 
 class Span(NamedTuple):
@@ -26,15 +25,40 @@ class Span(NamedTuple):
     ended_s: float
 
 
+class _Ended(NamedTuple):
+    """A pass that has ended, and when its tasks ran."""
+
+    phase: Phase
+    pass_index: int
+    tasks: tuple[Task, ...]
+    started_s: array[float]
+    ended_s: array[float]
+
+
+class Spans:
+    """When each task of a run ran: two numbers of each are kept, for a long run has millions."""
+
+    def __init__(self) -> None:
+        self._passes: list[_Ended] = []
+
+    def __iter__(self) -> Iterator[Span]:
+        """Yield a span for each task, in the order of submission."""
+        for ended in self._passes:
+            for task, started_s, ended_s in zip(ended.tasks, ended.started_s, ended.ended_s, strict=True):
+                yield Span(ended.phase, ended.pass_index, task.key, task.lane, started_s, ended_s)
+
+    def add(self, phase: Phase, pass_index: int, tasks: tuple[Task, ...], events: Sequence[Event | Span]) -> None:
+        """Note when the tasks of a pass ran; all have ended."""
+        started_s, ended_s = array("d", (event.started_s for event in events)), array("d")
+        ended_s.extend(event.ended_s for event in events)
+        self._passes.append(_Ended(phase, pass_index, tasks, started_s, ended_s))
+
+
 class _Submitted(NamedTuple):
     phase: Phase
     pass_index: int
-    task: Task
-    event: Event
-
-    def span(self) -> Span:
-        task, event = self.task, self.event
-        return Span(self.phase, self.pass_index, task.key, task.lane, event.started_s, event.ended_s)
+    tasks: tuple[Task, ...]
+    events: list[Event]
 
 
 def run_schedule(
@@ -43,7 +67,7 @@ def run_schedule(
     runner: TaskRunner,
     backend: Backend,
     on_pass: Callable[[int], None],
-) -> list[Span]:
+) -> Spans:
     """Run all passes; `on_pass` hears of each one that has ended, by its number.
 
     A pass is submitted while the one before it runs, so that lanes find work and memory stays bounded.
@@ -51,56 +75,75 @@ def run_schedule(
     Raises
     ------
     HrmError
-        What the first failing task raised, once everything submitted has come to rest.
+        What the first failing task raised, or `on_pass`, once what had begun has come to rest; the rest is dropped.
     """
-    submitting = _Submitting(runner, backend)
+    submitting, spans = _Submitting(runner, backend), Spans()
     try:
-        before = submitting.submit(schedule.prologue, Phase.PREFILL, 0, {})
+        before = submitting.submit(_Submitted(Phase.PREFILL, 0, schedule.prologue, []), ((), []))
         for index, (phase, tasks) in enumerate(schedule.passes(gen_len)):
-            now = submitting.submit(tasks, phase, index, before)
-            _wait(before)
+            now = submitting.submit(_Submitted(phase, index, tasks, []), (before.tasks, before.events))
+            _finish(before, spans)
             if index:
                 on_pass(index - 1)
             before = now
-        _wait(before)
+        _finish(before, spans)
         on_pass(gen_len - 1)
-    except Exception:
+    except BaseException:
+        runner.drop()
         submitting.settle()
         raise
-    return [entry.span() for entry in submitting.submitted]
+    return spans
+
+
+Place = tuple[bool, int]
+"""Where a needed task stands: whether in the pass before, and which one there."""
 
 
 class _Submitting:
-    """Submits tasks and remembers all of them."""
+    """Submits passes; remembers the last two, for what is older has ended."""
 
     def __init__(self, runner: TaskRunner, backend: Backend) -> None:
         self._runner = runner
         self._backend = backend
-        self.submitted: list[_Submitted] = []
+        self._needs: dict[tuple[int, int], list[tuple[Place, ...]]] = {}
+        self._recent: list[_Submitted] = []
 
-    def submit(self, tasks: tuple[Task, ...], phase: Phase, pass_index: int, before: Events) -> Events:
+    def submit(self, now: _Submitted, before: tuple[tuple[Task, ...], list[Event]]) -> _Submitted:
         """Submit the tasks of a pass behind their needs among its own and those of the pass before."""
-        now: Events = {}
-        for task in tasks:
-            after = []
-            for need in task.needs:
-                # A need of the pass before that has no such task there is met: the first pass has only the prologue.
-                event = before.get(need.key) if need.passes_ago else now.get(need.key)
-                assert event is not None or (need.passes_ago and pass_index == 0), (task, need)
-                if event is not None:
-                    after.append(event)
-            work = self._runner.work(phase, task, pass_index)
-            now[task.key] = self._backend.stream(task.lane).submit(work, after)
-            self.submitted.append(_Submitted(phase, pass_index, task, now[task.key]))
+        tasks_before, events_before = before
+        self._recent = [*self._recent[-1:], now]
+        # Passes share their tuples of tasks, which the schedule keeps: most are placed once for all.
+        passes = id(now.tasks), id(tasks_before)
+        if passes not in self._needs:
+            self._needs[passes] = _places(now.tasks, tasks_before, first=now.pass_index == 0)
+        streams = {task.lane: self._backend.stream(task.lane) for task in now.tasks}
+        events = now.events
+        for task, needs in zip(now.tasks, self._needs[passes], strict=True):
+            after = [events_before[place] if earlier else events[place] for earlier, place in needs]
+            work = self._runner.work(now.phase, task, now.pass_index)
+            events.append(streams[task.lane].submit(work, after))
         return now
 
     def settle(self) -> None:
         """Wait until nothing runs any more, whatever it raises: what runs still uses the buffers."""
-        for entry in self.submitted:
-            with suppress(Exception):
-                entry.event.wait()
+        for submitted in self._recent:
+            for event in submitted.events:
+                with suppress(Exception):
+                    event.wait()
 
 
-def _wait(events: Events) -> None:
-    for event in events.values():
+def _places(tasks: tuple[Task, ...], before: tuple[Task, ...], *, first: bool) -> list[tuple[Place, ...]]:
+    """Find each task's needs; in the first pass one of the pass before that has no such task is met."""
+    earlier, own = ({task.key: place for place, task in enumerate(some)} for some in (before, tasks))
+    found = []
+    for at, task in enumerate(tasks):
+        places = [(bool(need.passes_ago), (earlier if need.passes_ago else own).get(need.key)) for need in task.needs]
+        assert all((ago and first) if place is None else (ago or place < at) for ago, place in places), task
+        found.append(tuple((ago, place) for ago, place in places if place is not None))
+    return found
+
+
+def _finish(submitted: _Submitted, spans: Spans) -> None:
+    for event in submitted.events:
         event.wait()
+    spans.add(*submitted)

@@ -21,6 +21,7 @@ class TaskRunner:
     def __init__(self, state: WaveState) -> None:
         prefill, decode, split = PrefillTasks(state), DecodeTasks(state), SplitTasks(state)
         self._state = state
+        self._dropping = False
         self._handlers: dict[tuple[Phase, TaskKind], Callable[[Step], None]] = {
             (Phase.PREFILL, TaskKind.PRE_ATTENTION): prefill.pre_attention,
             (Phase.PREFILL, TaskKind.QKV_OFFLOAD): prefill.offload,
@@ -52,12 +53,19 @@ class TaskRunner:
         handler = self._handlers[phase, task.kind]
 
         def run() -> None:
-            with torch.inference_mode():
-                handler(step)
+            if not self._dropping:
+                with torch.inference_mode():
+                    handler(step)
 
         return run
 
+    def drop(self) -> None:
+        """Let work that was submitted and has not begun do nothing: the run is over."""
+        self._dropping = True
+
     def _page(self, step: Step) -> None:
+        if self._dropping:
+            return
         experts, use = self._state.experts, self._state.use(step)
         move = experts.pin_page if step.task.kind is TaskKind.PAGE_PIN else experts.copy_page
         with torch.inference_mode():

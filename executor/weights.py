@@ -104,15 +104,16 @@ def load_weights(policy: Policy, model: ModelSpec, folder: Path, backend: Backen
     """
     dtype = torch_dtype(policy.weight_dtype)
     allocate = main_memory(policy, backend)
+    reader = CheckpointReader(folder)
 
     def place(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         rows = sum(len(tensor) for tensor in tensors)
         target = allocate((rows, *tensors[0].shape[1:]), dtype)
         for part, tensor in zip(torch.split(target, [len(tensor) for tensor in tensors]), tensors, strict=True):
             part.copy_(tensor)
+            reader.release(tensor)
         return target
 
-    reader = CheckpointReader(folder)
     try:
         weights = _model_weights(load_dense(reader, model, place), model)
         store = ExpertStore(policy, model, backend)

@@ -30,7 +30,8 @@ class Measured:
 
     `prefill_s` ends when the first tokens of a wave are made, `decode_s` when everything has ended; waves add up.
     `busy` is, per phase and lane, the share of the phase in which the lane worked; `task_s`, per phase, the time per
-    task kind. `peak_bytes` holds the device's memory (`gpu`) and the process's (`cpu`; without an emulated device's).
+    task kind. `peak_bytes` holds what the run took of the device's memory (`gpu`) and of the host's (`cpu`, without an
+    emulated device's), and what the process had before: interpreter and libraries (`runtime`).
     """
 
     num_sequences: NonNegativeInt

@@ -240,8 +240,8 @@ def show_run(reports: Sequence[RunReport]) -> None:
         show_lines(
             [
                 f"peak gpu: {format_bytes(peaks['gpu'])} (ledger {format_bytes(allowed['gpu'])})",
-                f"peak cpu: {format_bytes(peaks['cpu'])} of the process, interpreter and libraries included "
-                f"(ledger {format_bytes(allowed['cpu'])}, without them)",
+                f"peak cpu: {format_bytes(peaks['cpu'])} (ledger {format_bytes(allowed['cpu'])}), beside "
+                f"{format_bytes(peaks.get('runtime', 0))} of interpreter and libraries",
                 *report.notes,
             ]
         )

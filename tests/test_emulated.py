@@ -1,7 +1,9 @@
 """The emulated device: a hard capacity, a link that moves every byte and keeps its pace, and how it is opened."""
 
 import dataclasses
+import gc
 import threading
+import time
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from hrm.device.arena import Arena
 from hrm.device.emulated import EmulatedBackend
 from hrm.device.host import HostBackend
+from hrm.device.locked import locked_bytes
 from hrm.device.opening import DEFAULT_SPEC, bundled_specs, load_spec, open_backend, parse_device
 from hrm.device.streams import allowed_cores
 from hrm.errors import DeviceError, OutOfMemoryError, SchemaError
@@ -93,6 +96,28 @@ def test_copies_are_never_faster_than_the_pace(backend, lane, pace):
     took_s = [event.ended_s - event.started_s for event in events]
     assert min(took_s) >= MIB / pace
     assert events[-1].ended_s - events[0].started_s >= 4 * MIB / pace
+
+
+@two_cores
+def test_a_copy_that_waits_for_the_link_starts_when_the_one_before_ends_and_no_sooner_than_it_is_ready(backend):
+    device, host = backend.empty((MIB,), torch.uint8), backend.host_empty((MIB,), torch.uint8)
+    stream, seconds = backend.stream(Lane.H2D), MIB / 1e8
+    first, second = (stream.submit(lambda: backend.copy(device, host)) for _ in range(2))
+    needed = backend.stream(Lane.GPU).submit(lambda: time.sleep(3 * seconds))
+    third = stream.submit(lambda: backend.copy(device, host), [needed])
+    third.wait()
+
+    assert second.started_s == pytest.approx(first.started_s + seconds, rel=0, abs=1e-9)
+    assert third.started_s >= needed.ended_s
+
+
+@two_cores
+def test_gaps_between_entries_of_the_first_dimension_are_left_alone(backend):
+    host, device = torch.arange(24.0).view(3, 8), backend.empty((3, 10), torch.float32).zero_()
+    backend.stream(Lane.H2D).submit(lambda: backend.copy(device[:, 2:7], host[:, :5])).wait()
+
+    assert torch.equal(device[:, 2:7], host[:, :5])
+    assert device[:, :2].sum() == device[:, 7:].sum() == 0
 
 
 @two_cores
@@ -200,6 +225,22 @@ def test_opening_what_cannot_be_opened_says_why():
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="cuda:0"):
             open_backend("cuda")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 4096, 100_000])
+def test_locked_memory_is_as_large_as_asked_and_unlocked_with_its_last_view(num_bytes):
+    locked: list[int] = []
+    flat = locked_bytes(num_bytes, lambda address, _: locked.append(address), locked.remove)
+    view = flat[num_bytes // 2 :].fill_(7)
+
+    assert flat.numel() == num_bytes
+    assert locked[0] % 4096 == 0
+    del flat
+    assert len(locked) == 1
+    assert int(view.long().sum()) == 7 * view.numel()
+    del view
+    gc.collect()
+    assert locked == []
 
 
 @pytest.mark.gpu

@@ -1,13 +1,17 @@
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from executor.engine import Engine
 from executor.prompts import Prompt
+from executor.tasks import TaskRunner
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError
@@ -15,10 +19,12 @@ from hrm.memory import ledger
 from hrm.model_config import load_model
 from hrm.policy import Processor, Staging
 from hrm.schedule.task import Phase, TaskKind
+from hrm.units import MIB
 from hrm.workload import Workload
 from hrm.workspace import workspace_bytes
 from tests.engines import (
     GEN_LEN,
+    PROMPT_LENS,
     emulated,
     gpu_policy,
     plan_for,
@@ -235,6 +241,57 @@ def test_a_failing_task_ends_the_run_with_its_error(mixtral, monkeypatch):
 
     with pytest.raises(HrmError, match="the link broke"):
         run(folder, gpu_policy(), prompts)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, HrmError])
+def test_when_a_run_is_broken_off_what_was_submitted_is_dropped(mixtral, monkeypatch, error):
+    """The first decode task waits until the rest has been dropped, and is the only one that runs."""
+    folder, prompts, _ = mixtral
+    dropped, ran = threading.Event(), []
+    drop = TaskRunner.drop
+
+    def dropping(runner: TaskRunner) -> None:
+        drop(runner)
+        dropped.set()
+
+    def pre_attention(*_args: object) -> None:
+        dropped.wait(timeout=60)
+        ran.append(1)
+
+    def break_off(*_args: object) -> None:
+        raise error("stop")
+
+    monkeypatch.setattr(TaskRunner, "drop", dropping)
+    monkeypatch.setattr("executor.decode.DecodeTasks.pre_attention", pre_attention)
+    backend = HostBackend(threads=1)
+
+    with pytest.raises(error):
+        Engine(plan_for(folder, policy_of()), folder, backend).generate(prompts, break_off)
+
+    backend.close()
+    assert len(ran) <= 1
+
+
+def test_host_memory_stays_within_the_ledger(tmp_path):
+    """Some 100 MB, so that what is not counted is small beside it."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_local_experts": 8,
+    }
+    config = MixtralConfig(
+        **sizes, vocab_size=4096, num_attention_heads=8, num_key_value_heads=2, sliding_window=None, dtype="bfloat16"
+    )
+    MixtralForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    prompts = [Prompt(id=str(length), tokens=(1,) * length) for length in PROMPT_LENS]
+    dtypes = {"weight_dtype": DType.BFLOAT16, "kv_dtype": DType.BFLOAT16}
+
+    for policy in (policy_of(**dtypes), gpu_policy(resident_experts=2, **dtypes)):
+        plan = plan_for(tmp_path, policy)
+        planned = ledger(policy, plan.model, plan.workload).cpu.total_bytes
+        held = run(tmp_path, policy, prompts).measured.peak_bytes["cpu"]
+        assert held <= 1.05 * planned + 48 * MIB
 
 
 @pytest.mark.parametrize(

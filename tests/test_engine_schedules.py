@@ -6,14 +6,18 @@ Each runs on a device just as large as its ledger says, so none holds more than 
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from executor.kv_cache import firsts_on_host
 from executor.wave import make_wave
+from hrm.device.emulated import EmulatedBackend
+from hrm.device.streams import current_lane
 from hrm.dtypes import DType
+from hrm.model_config import load_model
 from hrm.policy import Processor, ScheduleName, Staging
-from hrm.schedule.task import Phase, TaskKind
+from hrm.schedule.task import Lane, Phase, TaskKind
 from tests.engines import GEN_LEN, gpu_policy, prompts_for, reference_tokens, run, tiny_model, tokens_of
 from tests.machines import ATTENTION_OF
 
@@ -21,14 +25,23 @@ CPU, GPU = Processor.CPU, Processor.GPU
 PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.fixture(scope="module", params=["mixtral", "llama"])
-def checkpoint(request, tmp_path_factory):
+def made(kind, tmp_path_factory):
     """A random model as transformers saves it, its experts per layer, prompts, and the tokens transformers answers."""
-    model = tiny_model(request.param, seed=6)
-    folder = tmp_path_factory.mktemp(request.param)
+    model = tiny_model(kind, seed=6)
+    folder = tmp_path_factory.mktemp(kind)
     model.save_pretrained(folder)
     prompts = prompts_for(model)
-    return folder, 4 if request.param == "mixtral" else 1, prompts, reference_tokens(model, prompts)
+    return folder, 4 if kind == "mixtral" else 1, prompts, reference_tokens(model, prompts)
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory):
+    return made("mixtral", tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["mixtral", "llama"])
+def checkpoint(request, tmp_path_factory):
+    return made(request.param, tmp_path_factory)
 
 
 @st.composite
@@ -66,6 +79,37 @@ def test_same_tokens_as_transformers_within_the_ledger(checkpoint, data):
     assert tokens_of(generation) == [tokens[:gen_len] for tokens in expected[:count]]
 
 
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "on the device": {"resident_experts": 4},
+    "streamed": {"resident_experts": 0},
+    "half streamed": {"resident_experts": 2},
+    "on the CPU": {"resident_experts": 0, "cpu_experts": 4},
+    "split three ways": {"resident_experts": 1, "cpu_experts": 2},
+}
+MATRIX = [
+    (schedule, attention, pages, placement)
+    for schedule, devices in ATTENTION_OF.items()
+    for attention in devices
+    for pages in ((1, 3) if schedule is ScheduleName.CGOPIPE else (None,))
+    for placement in PLACEMENTS
+    if pages in (1, None) or placement != "on the device"
+]
+
+
+@pytest.mark.parametrize(("schedule", "attention", "pages", "placement"), MATRIX)
+def test_every_schedule_page_size_and_placement_gives_the_same_tokens(mixtral, schedule, attention, pages, placement):
+    folder, _, prompts, expected = mixtral
+    policy = gpu_policy(
+        schedule=schedule,
+        attention_device=attention,
+        pages_per_layer=pages,
+        kv_on_gpu=0.4 if schedule is ScheduleName.KV_TRANSFER else float(attention is GPU),
+        **PLACEMENTS[placement],
+    )
+
+    assert tokens_of(run(folder, policy, prompts)) == expected
+
+
 def counts(generation):
     return {kind: times.count for kind, times in generation.measured.task_s[Phase.DECODE].items()}
 
@@ -85,6 +129,27 @@ def test_a_divided_cache_comes_up_and_split_experts_meet_again(checkpoint):
     assert ran[TaskKind.HEAD] == all_layers // 3
     assert TaskKind.PAGE_COPY not in ran
     assert TaskKind.GPU_EXPERTS not in ran
+
+
+def test_of_a_cache_that_comes_up_only_what_is_valid_crosses(checkpoint, monkeypatch):
+    folder, num_experts, prompts, _ = checkpoint
+    model = load_model(folder)
+    crossed: list[int] = []
+    copy = EmulatedBackend.copy
+
+    def count(backend: EmulatedBackend, target: torch.Tensor, source: torch.Tensor) -> None:
+        crossed.append(source.nbytes if current_lane() is Lane.H2D else 0)
+        copy(backend, target, source)
+
+    monkeypatch.setattr(EmulatedBackend, "copy", count)
+    policy = gpu_policy(
+        schedule=ScheduleName.KV_TRANSFER, attention_device=GPU, kv_on_gpu=0.0, resident_experts=num_experts
+    )
+
+    run(folder, policy, prompts)
+
+    cached = sum(len(prompt.tokens) + earlier for prompt in prompts for earlier in range(GEN_LEN - 1))
+    assert sum(crossed) == cached * model.num_layers * 2 * model.kv_size * 4
 
 
 @pytest.mark.parametrize("kv_dtype", [DType.BFLOAT16, DType.FLOAT32])

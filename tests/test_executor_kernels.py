@@ -122,7 +122,7 @@ def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
     )
     sequences = [tuple(torch.randn(length + 1, heads, 16) for heads in (6, 2, 2)) for length in lens]
     for index, (length, (_, keys, values)) in enumerate(zip(lens, sequences, strict=True)):
-        for target, source in zip(cache.prompt_rows(0, index, length), (keys, values), strict=True):
+        for target, source in zip(cache.rows(0, index, length), (keys, values), strict=True):
             target.copy_(source[:length].transpose(0, 1))
     query, new_keys, new_values = (torch.stack([parts[at][-1] for parts in sequences]) for at in range(3))
     cached = torch.tensor(lens)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import typer
 from typer.main import get_command
 
-from hrm.cli import checkpoint, demo, explaining, machine, model, planning, predicting, roofline, running
+from hrm.cli import checkpoint, demo, explaining, machine, model, planning, predicting, roofline, running, selftest
 from hrm.errors import HrmError
 
 __all__ = ["app", "main"]
@@ -32,6 +32,7 @@ app.command("run")(running.run)
 app.command("compare")(running.compare)
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.command("demo")(demo.demo)
+app.command("selftest")(selftest.selftest)
 
 
 INTERRUPTED = 130

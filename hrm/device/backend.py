@@ -86,9 +86,10 @@ class Backend(Protocol):
         """Allocate host memory, page-locked if asked and if the backend can."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy contiguous tensors of equal size and dtype over the link at the link's pace.
+        """Copy a tensor into another of equal size and dtype over the link at the link's pace.
 
-        Called from work on the `h2d` or `d2h` stream; the direction follows from that lane.
+        Both are contiguous, or of one shape with gaps only between entries of the first dimension. Called from work on
+        the `h2d` or `d2h` stream; the direction follows from that lane.
         """
 
     def await_copies(self) -> None:

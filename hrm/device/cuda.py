@@ -6,17 +6,36 @@ event of the device is done by the device. Work outside the streams is not order
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from hrm.device.backend import Event
+from hrm.device.locked import locked_bytes
+from hrm.device.parts import parts
 from hrm.device.streams import StreamSet, WorkerStream, current_lane, physical_cores
 from hrm.errors import DeviceError, OutOfMemoryError
 from hrm.schedule.task import Lane
 
 __all__ = ["CudaBackend"]
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _lock(address: int, num_bytes: int) -> None:
+    if int(_runtime().cudaHostRegister(address, num_bytes, 0)) != 0:
+        raise OutOfMemoryError(
+            f"cuda: {num_bytes} bytes of host memory cannot be page-locked (plan for less, or pageable)"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _timed_event() -> torch.cuda.Event:
@@ -53,7 +72,10 @@ class _IssuedEvent:
     def wait(self) -> None:
         """Block until the device has done the work; raises what issuing it raised."""
         self.issued.wait()
-        self.end.synchronize()
+        try:
+            self.end.synchronize()
+        except RuntimeError as error:
+            raise DeviceError(f"cuda: {_first_line(error)} (try hrm selftest --device cuda)") from None
 
     @property
     def started_s(self) -> float:
@@ -84,10 +106,13 @@ class _DeviceStream:
                     self._stream.wait_event(other.end)
                 else:
                     other.wait()
-            with torch.cuda.stream(self._stream):
-                event.begin.record()
-                work()
-                event.end.record()
+            try:
+                with torch.cuda.stream(self._stream):
+                    event.begin.record()
+                    work()
+                    event.end.record()
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemoryError(f"cuda: {_first_line(error)} (plan again with a smaller micro-batch)") from None
 
         event.issued = self._worker.submit(issue)
         return event
@@ -111,19 +136,29 @@ class CudaBackend:
         device_lanes = (Lane.GPU, Lane.H2D, Lane.D2H)
         self._device_streams = {lane: _DeviceStream(lane, self.device, anchor) for lane in device_lanes}
         self._host_streams = StreamSet(self._make_host_stream)
+        self._library_bytes = 0
+        self.stream(Lane.GPU).submit(self._load_libraries).wait()
+        self._library_bytes = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _load_libraries(self) -> None:
+        """Multiply a little, so that libraries and their workspace on the device are there before anyone measures."""
+        for dtype in (torch.float32, torch.float16):
+            square = torch.ones((64, 64), dtype=dtype, device=self.device)
+            torch.mm(square, square)
 
     def _make_host_stream(self, lane: Lane) -> WorkerStream:
         return WorkerStream(lane, threads=physical_cores() if lane is Lane.CPU else 1)
 
     @property
     def memory_used_bytes(self) -> int:
-        """Device bytes allocated now."""
-        return torch.cuda.memory_allocated(self.device)
+        """Device bytes allocated now, without the libraries' own."""
+        return torch.cuda.memory_allocated(self.device) - self._library_bytes
 
     @property
     def memory_peak_bytes(self) -> int:
-        """Device bytes allocated at most so far."""
-        return torch.cuda.max_memory_allocated(self.device)
+        """Device bytes allocated at most so far, without the libraries' own."""
+        return torch.cuda.max_memory_allocated(self.device) - self._library_bytes
 
     def stream(self, lane: Lane) -> WorkerStream | _DeviceStream:
         """Return the stream of a lane."""
@@ -134,17 +169,22 @@ class CudaBackend:
         try:
             return torch.empty(tuple(shape), dtype=dtype, device=self.device)
         except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(f"{self.device}: {str(error).splitlines()[0]}") from None
+            raise OutOfMemoryError(f"{self.device}: {_first_line(error)}") from None
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:
         """Allocate host memory, page-locked if asked."""
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=pinned)
+        if not pinned:
+            return torch.empty(tuple(shape), dtype=dtype)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        flat = locked_bytes(num_bytes, _lock, _runtime().cudaHostUnregister)
+        return flat.view(dtype).view(tuple(shape))
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy over the link in the calling lane's CUDA stream."""
         if current_lane() not in (Lane.H2D, Lane.D2H):
             raise DeviceError(f"copy called from {current_lane() or 'no lane'}: call it on the h2d or d2h stream")
-        target.copy_(source, non_blocking=True)
+        for part, of in parts(target, source):
+            part.copy_(of, non_blocking=True)
 
     def await_copies(self) -> None:
         """Wait for the calling lane's CUDA stream."""

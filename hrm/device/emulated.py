@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from hrm.device.arena import Arena
-from hrm.device.streams import StreamSet, WorkerStream, allowed_cores, current_lane
+from hrm.device.parts import parts
+from hrm.device.streams import StreamSet, WorkerStream, WorkEvent, allowed_cores, current_event, current_lane
 from hrm.errors import DeviceError
 from hrm.hardware import EmulatedSpec
 from hrm.schedule.task import Lane
@@ -22,25 +23,40 @@ __all__ = ["EmulatedBackend", "PacedLink"]
 
 _CHUNK_BYTES = 256 * 1024
 """Bytes between two looks at the clock: fine enough to spread a copy over its time, coarse enough to cost nothing."""
+_WAKE_S = 2e-4
+"""How far inside a copy bytes may run ahead of the pace: a sleep that is shorter costs more than it spreads."""
 
 
 class PacedLink:
-    """One direction of the emulated link: moves bytes in chunks and never faster than its pace."""
+    """One direction of the emulated link: moves bytes in chunks and never faster than its pace.
+
+    Like a real one it goes on from copy to copy by itself: a copy that was ready while the one before still crossed
+    starts when that one ends, however late the host's thread wakes up.
+    """
 
     def __init__(self, bytes_per_s: float) -> None:
         self.bytes_per_s = bytes_per_s
+        self._free_s = 0.0
 
-    def copy(self, target_address: int, source_address: int, num_bytes: int) -> None:
-        """Move bytes, and return no sooner than `num_bytes / bytes_per_s` seconds later.
+    def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], event: WorkEvent) -> None:
+        """Move the second tensor of each pair into the first, and return when the pace allows, or later.
 
-        Each chunk has its own deadline counted from the start of the copy, so that late wake-ups do not add up.
+        Each chunk has its own deadline, counted from when `event` was ready and the link free, so that late wake-ups
+        do not add up; the event starts then too.
         """
-        begun_s = time.perf_counter()
-        for offset in range(0, num_bytes, _CHUNK_BYTES):
-            end = min(offset + _CHUNK_BYTES, num_bytes)
-            # memmove through ctypes lets go of the interpreter lock: other lanes run meanwhile.
-            ctypes.memmove(target_address + offset, source_address + offset, end - offset)
-            _sleep_until(begun_s + end / self.bytes_per_s)
+        until_s = max(event.ready_s, self._free_s)
+        event.started_s = min(event.started_s, until_s)
+        for target, source in pairs:
+            num_bytes = source.nbytes
+            target_address, source_address = target.data_ptr(), source.data_ptr()
+            for offset in range(0, num_bytes, _CHUNK_BYTES):
+                size = min(_CHUNK_BYTES, num_bytes - offset)
+                # memmove through ctypes lets go of the interpreter lock: other lanes run meanwhile.
+                ctypes.memmove(target_address + offset, source_address + offset, size)
+                until_s += size / self.bytes_per_s
+                _sleep_until(until_s - _WAKE_S)
+        self._free_s = until_s
+        _sleep_until(until_s)
 
 
 def _sleep_until(deadline_s: float) -> None:
@@ -103,13 +119,7 @@ class EmulatedBackend:
         link = self._links.get(lane) if lane is not None else None
         if link is None:
             raise DeviceError(f"copy called from {lane or 'no lane'}: call it in work of the h2d or d2h stream")
-        if target.dtype != source.dtype or target.numel() != source.numel():
-            raise DeviceError(
-                f"copy of {source.numel()} {source.dtype} into {target.numel()} {target.dtype}: sizes and dtypes differ"
-            )
-        if not (target.is_contiguous() and source.is_contiguous()):
-            raise DeviceError("copy of a tensor with gaps: make both tensors contiguous")
-        link.copy(target.data_ptr(), source.data_ptr(), source.nbytes)
+        link.copy(parts(target, source), current_event())
 
     def await_copies(self) -> None:
         """Do nothing: `copy` returns when all has arrived."""

@@ -21,7 +21,7 @@ from hrm.device.backend import Event
 from hrm.errors import DeviceError
 from hrm.schedule.task import Lane
 
-__all__ = ["StreamSet", "WorkEvent", "WorkerStream", "allowed_cores", "current_lane", "physical_cores"]
+__all__ = ["StreamSet", "WorkEvent", "WorkerStream", "allowed_cores", "current_event", "current_lane", "physical_cores"]
 
 _PR_SET_TIMERSLACK = 29
 _MOST_CREDIT_S = 1e-3
@@ -33,6 +33,12 @@ _current = threading.local()
 def current_lane() -> Lane | None:
     """Return the lane whose worker is the calling thread; None outside a worker."""
     return getattr(_current, "lane", None)
+
+
+def current_event() -> WorkEvent:
+    """Return the event of the work that the calling worker does."""
+    event: WorkEvent = _current.event
+    return event
 
 
 def allowed_cores() -> tuple[int, ...]:
@@ -48,11 +54,16 @@ def physical_cores() -> int:
 
 
 class WorkEvent:
-    """The end of one submitted piece of work (see `hrm.device.backend.Event`)."""
+    """The end of one submitted piece of work (see `hrm.device.backend.Event`).
 
-    __slots__ = ("_after", "_error", "_running", "_work", "ended_s", "started_s")
+    `ready_s` is when it could begin: submitted, and all it was submitted behind ended. It begins later by what waking
+    the worker takes.
+    """
+
+    __slots__ = ("_after", "_error", "_running", "_work", "ended_s", "ready_s", "started_s")
 
     def __init__(self, work: Callable[[], object], after: Sequence[Event]) -> None:
+        self.ready_s = time.perf_counter()
         self.started_s = 0.0
         self.ended_s = 0.0
         self._work: Callable[[], object] | None = work
@@ -80,6 +91,7 @@ class WorkEvent:
         """Wait for the events that this work was submitted behind."""
         for event in self._after:
             event.wait()
+            self.ready_s = max(self.ready_s, event.ended_s)
 
     def work(self) -> None:
         """Do the work, in the calling thread."""
@@ -173,6 +185,7 @@ class WorkerStream:
         torch.set_num_threads(self._threads)
 
     def _execute(self, event: WorkEvent) -> None:
+        _current.event = event
         event.started_s = time.perf_counter()
         if self._slowdown == 1.0:
             event.work()
