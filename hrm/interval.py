@@ -8,7 +8,7 @@ defaults of `hrm.achievable` the range that their evidence leaves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from hrm.achievable import Trait, default
@@ -17,7 +17,7 @@ from hrm.hardware import HardwareProfile, Level, Measurement, Rate
 from hrm.rates import class_of
 from hrm.records import record
 
-__all__ = ["Interval", "Uncertainty", "interval_around", "uncertainties", "with_assumed"]
+__all__ = ["Interval", "Uncertainty", "interval_around", "intervals_around", "uncertainties", "with_assumed"]
 
 IQR_TO_80_PERCENT = 1.2816 / 1.3490
 """Half the width of a normal law's middle 80 %, over its interquartile range."""
@@ -44,11 +44,22 @@ def interval_around(
     predicted: float, hardware: HardwareProfile, predicted_on: Callable[[HardwareProfile], float]
 ) -> Interval:
     """Return the interval around a positive predicted quantity; `predicted_on` predicts it for another machine."""
-    variance = 0.0
+    return intervals_around({"it": predicted}, hardware, lambda machine: {"it": predicted_on(machine)})["it"]
+
+
+def intervals_around(
+    predicted: Mapping[str, float],
+    hardware: HardwareProfile,
+    predicted_on: Callable[[HardwareProfile], Mapping[str, float]],
+) -> dict[str, Interval]:
+    """Return the interval around each of several positive quantities that are predicted together."""
+    variances = dict.fromkeys(predicted, 0.0)
     for one in uncertainties(hardware):
-        variance += (math.log(predicted_on(one.high) / predicted_on(one.low)) / 2.0) ** 2
-    factor = math.exp(math.sqrt(variance))
-    return Interval(low=predicted / factor, high=predicted * factor)
+        low, high = predicted_on(one.low), predicted_on(one.high)
+        for name in variances:
+            variances[name] += (math.log(high[name] / low[name]) / 2.0) ** 2
+    factors = {name: math.exp(math.sqrt(variance)) for name, variance in variances.items()}
+    return {name: Interval(low=value / factors[name], high=value * factors[name]) for name, value in predicted.items()}
 
 
 def uncertainties(hardware: HardwareProfile) -> Iterator[Uncertainty]:

@@ -23,7 +23,7 @@ from hrm.schedule.sharing import Shared, Work
 from hrm.schedule.task import Lane, Phase, Task, TaskKind
 from hrm.workload import Workload
 
-__all__ = ["LaneWork", "PassCosts", "at_step", "contended", "lane_work", "pass_costs"]
+__all__ = ["LaneWork", "PassCosts", "at_step", "contended", "lane_work", "pass_costs", "work_by_kind"]
 
 _LINKS = (Lane.H2D, Lane.D2H)
 _PAGE_KINDS = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
@@ -223,7 +223,7 @@ def contended(costs: PassCosts, rates: Rates) -> PassCosts:
 
 def lane_work(costs: PassCosts, shared: tuple[Shared, ...]) -> LaneWork:
     """Sum the tasks of a pass per lane: layers x micro-batches (and pages) of each kind, the head once per batch."""
-    by_kind = _by_kind(costs)
+    by_kind = work_by_kind(costs)
     lanes: dict[Lane, list[Cost]] = {}
     for kind, cost in by_kind.items():
         lanes.setdefault(costs.lane_of(kind), []).append(cost)
@@ -237,7 +237,7 @@ def lane_work(costs: PassCosts, shared: tuple[Shared, ...]) -> LaneWork:
     )
 
 
-def _by_kind(costs: PassCosts) -> Kinds:
+def work_by_kind(costs: PassCosts) -> Kinds:
     """Return the summed work of a pass by kind of task."""
     grid, whole = costs.grid, costs.grid.num_micro_batches - 1
     parts: dict[TaskKind, list[Cost]] = {}

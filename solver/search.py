@@ -28,7 +28,7 @@ from solver.pieces import Pieces, pieces_of, select
 from solver.problem import Objective, Problem
 from solver.space import SearchSpace, build_space, refined, single
 
-__all__ = ["Explored", "Method", "Ranked", "explore", "search", "solve"]
+__all__ = ["Explored", "Method", "Ranked", "distinct", "explore", "search", "solve"]
 
 REFINEMENTS = (1.3, 1.05, 1.01)
 """How far around the best N each round of refinement looks, as a ratio."""
@@ -182,7 +182,7 @@ def _rank(problem: Problem, grid: PolicyGrid, fidelity: Fidelity) -> Ranked:
 def _simulated_best(problem: Problem, explored: Explored, fidelity: Fidelity, found: Search, started: float) -> Plan:
     """Simulate the best few: perfect overlap flatters few, large micro-batches. Of those that tie take the simplest."""
     inputs = problem.model, problem.hardware, problem.workload
-    chosen = _distinct(explored)
+    chosen = distinct(explored)
     made = [predict(one.policy, *inputs, fidelity=fidelity) for one in chosen]
     cost = [_simulated_cost(problem, prediction) for prediction in made]
     missing_a_limit, least = min(cost)
@@ -203,14 +203,14 @@ def _simulated_best(problem: Problem, explored: Explored, fidelity: Fidelity, fo
     return bind(problem, best.policy, prediction, PlanStatus.OPTIMAL, found)
 
 
-def _distinct(explored: Explored) -> list[Candidate]:
+def distinct(explored: Explored, count: int = SIMULATED_CANDIDATES) -> list[Candidate]:
     """Return the best candidates that differ: in placement, or by enough in the number of micro-batches or in N."""
     chosen: list[Candidate] = []
     for _, part, index in explored.best_first():
         candidate = part.candidate(index)
         if all(_differ(candidate.policy, other.policy) for other in chosen):
             chosen.append(candidate)
-        if len(chosen) == SIMULATED_CANDIDATES:
+        if len(chosen) == count:
             break
     return chosen
 

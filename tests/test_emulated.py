@@ -167,7 +167,7 @@ def test_one_core_is_not_enough(monkeypatch):
 def test_bundled_machines_load_and_keep_their_turning_points_apart():
     specs = {name: load_spec(name) for name in bundled_specs()}
 
-    assert sorted(specs) == ["mini-device-bound", "mini-l4", "mini-t4"]
+    assert sorted(specs) == ["mini-device-bound", "mini-host-bound", "mini-l4", "mini-link-bound", "mini-t4"]
     assert all(spec.name == name for name, spec in specs.items())
     capacities = specs["mini-t4"].memory_capacity_bytes / specs["mini-l4"].memory_capacity_bytes
     assert capacities == pytest.approx(16 / 24, rel=1e-3)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hrm.hardware import HardwareProfile
     from hrm.microbench.kernels import KernelProbe
 
-__all__ = ["hardware_app", "profile"]
+__all__ = ["hardware_app", "probes", "profile"]
 
 hardware_app = typer.Typer(help="List, show or validate hardware profiles.", no_args_is_help=True)
 
@@ -54,7 +54,7 @@ def profile(
     backend = open_backend(chosen.device, chosen.emulated, index=chosen.index)
     try:
         with progress("profiling") as step:
-            measured = profile_machine(backend, _probes(quick), request, progress=step)
+            measured = profile_machine(backend, probes(quick), request, progress=step)
     finally:
         backend.close()
     write_yaml(output, measured)
@@ -66,7 +66,8 @@ def profile(
         typer.echo(f"{status_line()}\nwrote {output}, and every sample to {samples}")
 
 
-def _probes(quick: bool) -> list[KernelProbe]:
+def probes(quick: bool) -> list[KernelProbe]:
+    """Return the kernels to make ceiling tables of."""
     from executor.kernels import kernel_probes
     from hrm.dtypes import DType
 

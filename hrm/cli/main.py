@@ -8,7 +8,19 @@ from typing import Any, cast
 import typer
 from typer.main import get_command
 
-from hrm.cli import checkpoint, demo, explaining, machine, model, planning, predicting, roofline, running, selftest
+from hrm.cli import (
+    checkpoint,
+    demo,
+    explaining,
+    machine,
+    model,
+    planning,
+    predicting,
+    roofline,
+    running,
+    selftest,
+    validating,
+)
 from hrm.errors import HrmError
 
 __all__ = ["app", "main"]
@@ -30,6 +42,7 @@ app.command("predict")(predicting.predict)
 app.command("explain")(explaining.explain)
 app.command("run")(running.run)
 app.command("compare")(running.compare)
+app.command("validate")(validating.validate)
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.command("demo")(demo.demo)
 app.command("selftest")(selftest.selftest)
