@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from executor.engine import Engine, Generation
-    from executor.job import run_job
+    from executor.job import Job, run_job
     from executor.prompts import Completion, Prompt, read_prompts
+    from executor.sampling import Settings
 
-__all__ = ["Completion", "Engine", "Generation", "Prompt", "read_prompts", "run_job"]
+__all__ = ["Completion", "Engine", "Generation", "Job", "Prompt", "Settings", "read_prompts", "run_job"]
 
 _HOMES = {
     "Completion": "executor.prompts",
     "Engine": "executor.engine",
     "Generation": "executor.engine",
+    "Job": "executor.job",
     "Prompt": "executor.prompts",
+    "Settings": "executor.sampling",
     "read_prompts": "executor.prompts",
     "run_job": "executor.job",
 }

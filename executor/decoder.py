@@ -16,7 +16,7 @@ __all__ = [
     "LayerWeights",
     "ModelWeights",
     "RotaryTable",
-    "next_tokens",
+    "next_logits",
     "post_attention",
     "pre_attention",
     "rms_norm",
@@ -152,9 +152,7 @@ def route_attended(
             chosen.copy_(experts)
 
 
-def next_tokens(hidden: torch.Tensor, weights: ModelWeights, model: ModelSpec, workspace: Workspace) -> torch.Tensor:
-    """Return the greedy next token of each row of hidden [sequences, h1], by final norm and head."""
-    with workspace.frame():
-        normed = rms_norm(hidden, weights.final_norm, model.rms_norm_eps, workspace)
-        logits = linear(operand(normed, weights.head, workspace), weights.head, workspace)
-        return logits.argmax(dim=-1)
+def next_logits(hidden: torch.Tensor, weights: ModelWeights, model: ModelSpec, workspace: Workspace) -> torch.Tensor:
+    """Return the logits of the next token after each row of hidden [sequences, h1], in the workspace."""
+    normed = rms_norm(hidden, weights.final_norm, model.rms_norm_eps, workspace)
+    return linear(operand(normed, weights.head, workspace), weights.head, workspace)

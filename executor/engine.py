@@ -109,7 +109,7 @@ class Engine:
         self._rotary = RotaryTable(self.model, self.workload.max_context_len, dtype, self._device)
 
     def generate(self, prompts: Sequence[Prompt], on_progress: Callable[[int, int], None] | None = None) -> Generation:
-        """Generate `gen_len` tokens for each prompt, greedily; answers are cut at an end token or `max_new_tokens`.
+        """Generate `gen_len` tokens for each prompt; answers are cut where its settings say.
 
         `on_progress` hears how many passes are done, of how many.
 
@@ -180,6 +180,7 @@ class Engine:
             cpu_workspace=on_cpu,
             landing=landing,
             wave=wave,
+            settings=tuple(prompts[place].settings for place in wave.order),
             cache=WaveCache.of(policy, model, wave, gen_len, self.backend),
             buffers=WaveBuffers(policy, model, wave, gen_len, self.backend),
             prompt_tokens=torch.tensor(tokens, device=self._device),
@@ -217,15 +218,16 @@ class Engine:
                 )
             if max(prompt.tokens) >= self.model.vocab_size or min(prompt.tokens) < 0:
                 raise HrmError(f"prompt {prompt.id!r}: a token is outside the vocabulary of {self.model.vocab_size}")
-            if prompt.max_new_tokens is not None and prompt.max_new_tokens > gen_len:
+            if prompt.settings.max_new_tokens is not None and prompt.settings.max_new_tokens > gen_len:
                 raise HrmError(
-                    f"prompt {prompt.id!r}: max_new_tokens {prompt.max_new_tokens} exceeds the plan's gen_len "
+                    f"prompt {prompt.id!r}: max_new_tokens {prompt.settings.max_new_tokens} exceeds the plan's gen_len "
                     f"{gen_len} (plan again with a larger --gen-len)"
                 )
 
     def _completion(self, prompt: Prompt, made: Iterable[int]) -> Completion:
-        tokens = list(made)[: prompt.max_new_tokens]
-        end = next((index for index, token in enumerate(tokens) if token in self._end_tokens), None)
+        tokens = list(made)[: prompt.settings.max_new_tokens]
+        ends = frozenset() if prompt.settings.ignore_eos else self._end_tokens
+        end = next((index for index, token in enumerate(tokens) if token in ends), None)
         tokens = tokens if end is None else tokens[: end + 1]
         return Completion(
             id=prompt.id,

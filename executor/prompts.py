@@ -7,23 +7,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from executor.sampling import Settings, seed_for
 from executor.tokenizer import Tokenizer
 from hrm.errors import FileError
-from hrm.files import atomic_writer
+from hrm.files import atomic_writer, from_plain, to_plain
 from hrm.records import record
 
 __all__ = ["Completion", "Prompt", "read_prompts", "write_completions"]
 
 _SOURCES = ("prompt", "messages", "tokens")
+DEFAULTS = Settings()
 
 
 @record
 class Prompt:
-    """A prompt as token ids. `max_new_tokens` cuts its answer short of the plan's `gen_len`."""
+    """A prompt as token ids, and how it is answered."""
 
     id: str
     tokens: tuple[int, ...]
-    max_new_tokens: int | None = None
+    settings: Settings = Settings()
 
 
 @record
@@ -37,10 +39,12 @@ class Completion:
     finish_reason: str
 
 
-def read_prompts(path: str | Path, checkpoint_dir: str | Path) -> tuple[Prompt, ...]:
-    """Read a prompt file: one object a line with `id`, one of `prompt`, `messages`, `tokens`, maybe `max_new_tokens`.
+def read_prompts(path: str | Path, checkpoint_dir: str | Path, defaults: Settings = DEFAULTS) -> tuple[Prompt, ...]:
+    """Read a prompt file: one object a line with `id`, one of `prompt`, `messages`, `tokens`, maybe settings.
 
-    Other keys are ignored. A `prompt` is a user's message where the checkpoint has a chat template, else plain text.
+    A field of `Settings` on a line goes before `defaults`; without a seed of its own a prompt gets one that follows
+    from the default seed and its id. Other keys are ignored. A `prompt` is a user's message where the checkpoint has a
+    chat template, else plain text.
 
     Raises
     ------
@@ -56,7 +60,9 @@ def read_prompts(path: str | Path, checkpoint_dir: str | Path) -> tuple[Prompt, 
         ) from None
     tokenizer = Tokenizer(checkpoint_dir)
     prompts = tuple(
-        _prompt(line, tokenizer, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
+        _prompt(line, tokenizer, defaults, f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
     )
     if not prompts:
         raise FileError(f"{path}: holds no prompt (write one JSON object a line)")
@@ -72,7 +78,7 @@ def _refuse_repeated_ids(prompts: Iterable[Prompt], path: Path) -> None:
         seen.add(prompt.id)
 
 
-def _prompt(line: str, tokenizer: Tokenizer, where: str) -> Prompt:
+def _prompt(line: str, tokenizer: Tokenizer, defaults: Settings, where: str) -> Prompt:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
@@ -84,11 +90,17 @@ def _prompt(line: str, tokenizer: Tokenizer, where: str) -> Prompt:
     given = [name for name in _SOURCES if name in entry]
     if len(given) != 1:
         raise FileError(f"{where}: needs exactly one of {', '.join(_SOURCES)}, got {', '.join(given) or 'none'}")
-    limit = entry.get("max_new_tokens")
-    if limit is not None and not _is_count(limit, least=1):
-        raise FileError(f"{where}: max_new_tokens: expected a positive integer, got {limit!r}")
+    settings = _settings(entry, defaults, where)
     tokens = _tokens(given[0], entry[given[0]], tokenizer, where)
-    return Prompt(id=str(entry["id"]), tokens=tokens, max_new_tokens=limit)
+    return Prompt(id=str(entry["id"]), tokens=tokens, settings=settings)
+
+
+def _settings(entry: dict[str, Any], defaults: Settings, where: str) -> Settings:
+    own = {name: entry[name] for name in Settings.__dataclass_fields__ if entry.get(name) is not None}
+    if isinstance(own.get("stop"), str):
+        own["stop"] = [own["stop"]]
+    own.setdefault("seed", seed_for(defaults.seed, str(entry["id"])))
+    return from_plain(Settings, to_plain(defaults) | own, where=where)
 
 
 def _is_count(value: object, least: int) -> bool:

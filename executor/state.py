@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from executor.buffers import SplitFlight, WaveBuffers
-from executor.decoder import ModelWeights, RotaryTable, next_tokens, post_attention, route_attended
+from executor.decoder import ModelWeights, RotaryTable, next_logits, post_attention, route_attended
 from executor.kv_cache import WaveCache
+from executor.sampling import Settings, pick
 from executor.wave import MicroBatch, Wave
 from executor.weights import ExpertStore
 from executor.workspace import Workspace
@@ -47,6 +48,7 @@ class WaveState:
     cpu_workspace: Workspace
     landing: Workspace
     wave: Wave
+    settings: tuple[Settings, ...]
     cache: WaveCache
     buffers: WaveBuffers
     prompt_tokens: torch.Tensor
@@ -119,5 +121,8 @@ class WaveState:
         if step.pass_index == 0:
             ends = torch.tensor(batch.token_starts[1:], device=hidden.device) - (batch.token_first + 1)
             hidden = hidden.index_select(0, ends)
-        tokens = next_tokens(hidden, self.weights, self.model, self.workspace)
+        settings = self.settings[batch.first : batch.last]
+        with self.workspace.frame():
+            logits = next_logits(hidden, self.weights, self.model, self.workspace)
+            tokens = pick(logits, settings, [step.pass_index] * len(settings))
         self.buffers.generated[step.pass_index, batch.first : batch.last].copy_(tokens)

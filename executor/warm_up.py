@@ -8,10 +8,11 @@ from functools import partial
 import torch
 
 from executor.attention import append_kv, decode_attention, prefill_attention
-from executor.decoder import next_tokens, post_attention, pre_attention, route_attended
+from executor.decoder import next_logits, post_attention, pre_attention, route_attended
 from executor.experts import weighted_sum
 from executor.kv_cache import CacheView
 from executor.memory import torch_dtype
+from executor.sampling import Settings, pick
 from executor.state import WaveState
 from hrm.policy import Processor
 from hrm.schedule.task import Lane, Phase
@@ -56,7 +57,8 @@ def _dense_and_experts(state: WaveState) -> None:
         else:
             routed = state.buffers.split[Phase.DECODE][0].routed.parts(rows)
             route_attended(attended, hidden, layer, model, state.workspace, routed)
-        next_tokens(hidden, state.weights, model, state.workspace)
+        with state.workspace.frame():
+            pick(next_logits(hidden, state.weights, model, state.workspace), [Settings()] * rows, [0] * rows)
 
 
 def _cpu_experts(state: WaveState) -> None:

@@ -12,6 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from executor.engine import Engine
 from executor.prompts import Prompt
 from executor.tasks import TaskRunner
+from executor.sampling import Settings
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError
@@ -169,7 +170,7 @@ def test_an_end_token_cuts_the_answer_and_so_does_max_new_tokens(mixtral, tmp_pa
         (tmp_path / path.name).write_bytes(path.read_bytes())
     end = next(token for token in expected[0] if token != expected[1][0])
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
-    asked = (prompts[0], replace(prompts[1], max_new_tokens=1))
+    asked = (prompts[0], replace(prompts[1], settings=Settings(max_new_tokens=1)))
 
     first, second = run(tmp_path, policy_of(), asked).completions
 
@@ -299,7 +300,7 @@ def test_host_memory_stays_within_the_ledger(tmp_path):
     [
         (Prompt(id="p", tokens=(1,) * 12), "--max-prompt-len"),
         (Prompt(id="p", tokens=(97,)), "vocabulary"),
-        (Prompt(id="p", tokens=(1,), max_new_tokens=7), "--gen-len"),
+        (Prompt(id="p", tokens=(1,), settings=Settings(max_new_tokens=7)), "--gen-len"),
     ],
 )
 def test_a_prompt_that_the_plan_does_not_cover_is_refused(mixtral, prompt, complaint):

@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tokenizers
 
 from executor.prompts import Completion, read_prompts, write_completions
+from executor.sampling import Settings, seed_for
 from executor.tokenizer import Tokenizer, end_tokens
 from hrm.errors import FileError
 
@@ -49,7 +51,20 @@ def test_messages_and_tokens_are_taken_as_they_are(tmp_path):
     (chat, given) = read_prompts(path, checkpoint(tmp_path, template=True))
 
     assert chat.tokens == (1, 2, 4, 3, 5, 3)
-    assert (given.tokens, given.max_new_tokens) == ((6, 0), 3)
+    assert (given.tokens, given.settings.max_new_tokens) == ((6, 0), 3)
+
+
+def test_a_line_says_how_it_is_answered_and_defaults_fill_the_rest(tmp_path):
+    own = {"temperature": 1, "top_k": 5, "seed": 3, "stop": "hello", "ignore_eos": True}
+    path = prompt_file(tmp_path, {"id": "a", "tokens": [1]} | own, {"id": "b", "tokens": [1], "top_p": None})
+    defaults = Settings(top_p=0.5, stop=("world",), max_new_tokens=4)
+
+    (first, second) = (prompt.settings for prompt in read_prompts(path, tmp_path, defaults))
+
+    assert first == Settings(
+        temperature=1.0, top_k=5, top_p=0.5, seed=3, stop=("hello",), max_new_tokens=4, ignore_eos=True
+    )
+    assert second == replace(defaults, seed=seed_for(0, "b"))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +79,11 @@ def test_messages_and_tokens_are_taken_as_they_are(tmp_path):
         ({"id": "b", "prompt": ""}, "at least one token"),
         ({"id": "b", "tokens": [1, -1]}, "tokens: expected a list"),
         ({"id": "b", "messages": [{"role": "user"}]}, "messages: expected a list"),
-        ({"id": "b", "tokens": [1], "max_new_tokens": 0}, "max_new_tokens: expected"),
+        ({"id": "b", "tokens": [1], "max_new_tokens": 0}, "max_new_tokens: input should be greater than 0"),
+        ({"id": "b", "tokens": [1], "temperature": -1}, "temperature: input should be greater than or equal to 0"),
+        ({"id": "b", "tokens": [1], "top_p": 1.5}, "top_p: input should be less than or equal to 1"),
+        ({"id": "b", "tokens": [1], "top_k": 2.5}, "top_k: input should be a valid integer"),
+        ({"id": "b", "tokens": [1], "stop": [""]}, "stop.0: string should have at least 1 character"),
         ({"id": "b", "messages": [{"role": "user", "content": "hello"}]}, "no chat template"),
     ],
 )

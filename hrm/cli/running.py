@@ -14,6 +14,15 @@ from hrm.errors import HrmError
 __all__ = ["compare", "run"]
 
 
+Temperature = Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")]
+TopP = Annotated[float, typer.Option("--top-p", max=1, help="Draw among the likeliest with this share together.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="What is drawn follows from it and the prompt's id.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; may be given again.")]
+MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Below the plan's gen_len.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Answers go on behind the model's end token.")]
+
+
 def run(
     plan: Annotated[Path, typer.Argument(help="Plan made by hrm solve or hrm predict.")],
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Checkpoint folder.")],
@@ -22,27 +31,50 @@ def run(
     report: Annotated[Path | None, typer.Option("--report", help="Run report to write, JSON.")] = None,
     trace: TraceFile = None,
     hardware: Annotated[str | None, typer.Option("--hardware", help="Profile for the prediction in --trace.")] = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    max_new_tokens: MaxNewTokens = None,
+    ignore_eos: IgnoreEos = False,
     json: Json = False,
 ) -> None:
-    """Run a plan as written and print predicted beside measured."""
-    from executor.job import run_job
+    """Run a plan as written and print predicted beside measured.
+
+    The options from --temperature on hold for prompts that do not say otherwise, in fields of the same names.
+    """
+    from executor.job import Job, run_job
     from executor.native import status_line
+    from executor.sampling import Settings
     from hrm.compare import report_run
     from hrm.device.opening import open_backend
-    from hrm.files import write_json
+    from hrm.files import from_plain, write_json
     from hrm.plan import load_plan
     from hrm.report import progress, show_json, show_run
 
     _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in (output, report, trace) if path is not None))
+    settings = from_plain(
+        Settings,
+        {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "stop": stop or [],
+            "max_new_tokens": max_new_tokens,
+            "ignore_eos": ignore_eos,
+        },
+        where="hrm run",
+    )
+    job = Job(checkpoint=checkpoint, prompts=prompts, output=output, settings=settings)
     loaded = load_plan(plan)
     profile = profile_of(loaded, hardware) if hardware else None
     backend = open_backend(loaded.machine.device, loaded.machine.emulated)
     try:
         with progress("running") as step:
             step("loading the checkpoint")
-            generation = run_job(
-                loaded, checkpoint, prompts, output, backend, lambda done, total: step(f"pass {done} of {total}")
-            )
+            generation = run_job(loaded, job, backend, lambda done, total: step(f"pass {done} of {total}"))
     finally:
         backend.close()
     result = report_run(loaded, generation.measured)
