@@ -32,8 +32,8 @@ class DecodeTasks:
         hidden = state.hidden(step)
         if step.task.layer == 0:
             state.embed(state.buffers.generated[step.pass_index - 1, batch.first : batch.last], hidden)
-        # The token's position is the number of tokens before it: the prompt, and one per pass since.
-        rotary = state.rotary.at(state.lengths[batch.first : batch.last] + (step.pass_index - 1))
+        # The token's position is the number of tokens before it.
+        rotary = state.rotary.at(state.round.on_main.at(step.pass_index, batch.first, batch.last))
         out = self._flight(step).qkv(batch.num_sequences)
         pre_attention(hidden, state.weights.layers[step.task.layer], state.model, rotary, state.workspace, out)
 
@@ -84,7 +84,7 @@ class DecodeTasks:
 
     def _cached(self, step: Step, first: int, last: int) -> torch.Tensor:
         """Return how many tokens of some sequences earlier passes have cached."""
-        return self.state.host_lengths[first:last] + (step.pass_index - 1)
+        return self.state.round.on_host.at(step.pass_index, first, last)
 
     def _loaded(self, step: Step) -> LoadedKV:
         return self.state.cache.loaded[self.state.position(step) % IN_FLIGHT]

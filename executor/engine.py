@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
+from executor.answer import Answer, Rules
 from executor.buffers import WaveBuffers
 from executor.decoder import RotaryTable
 from executor.footprint import Footprint
 from executor.kv_cache import WaveCache
 from executor.measure import WaveSpans, measured
 from executor.memory import main_device, main_memory, pinned_memory, torch_dtype
+from executor.progress import Listener, Progress
 from executor.prompts import Completion, Prompt
 from executor.running import run_schedule
+from executor.seats import Seats
 from executor.state import WaveState
 from executor.supported import check_runnable
 from executor.tasks import TaskRunner
@@ -108,66 +110,77 @@ class Engine:
         dtype = torch_dtype(self.policy.weight_dtype)
         self._rotary = RotaryTable(self.model, self.workload.max_context_len, dtype, self._device)
 
-    def generate(self, prompts: Sequence[Prompt], on_progress: Callable[[int, int], None] | None = None) -> Generation:
-        """Generate `gen_len` tokens for each prompt; answers are cut where its settings say.
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        on_progress: Callable[[Progress], None] | None = None,
+        on_answers: Callable[[Sequence[Completion]], None] | None = None,
+    ) -> Generation:
+        """Answer each prompt, as its settings say, with at most `gen_len` tokens.
 
-        `on_progress` hears how many passes are done, of how many.
+        After each pass `on_answers` gets the answers that it finished, if any, and `on_progress` hears how far it is.
 
         Raises
         ------
         HrmError
             When a prompt does not fit the plan.
         """
-        gen_len = self.workload.gen_len
-        self._check_prompts(prompts)
-        members = deal_waves([len(prompt.tokens) for prompt in prompts], self.policy.batch_size)
-        generated: dict[int, list[int]] = {}
-        waves = []
-        for number, places in enumerate(members):
-
-            def on_pass(index: int, done: int = number * gen_len) -> None:
-                self._footprint.look()
-                if on_progress is not None:
-                    on_progress(done + index + 1, len(members) * gen_len)
-
-            waves.append(self._run_wave(places, prompts, generated, on_pass))
+        if not prompts:
+            raise HrmError("no prompts: there is nothing to generate (give at least one)")
+        for prompt in prompts:
+            if (problem := self.problem(prompt)) is not None:
+                raise HrmError(f"prompt {prompt.id!r}: {problem}")
+        rules = Rules(gen_len=self.workload.gen_len, end_tokens=self._end_tokens, tokenizer=self._tokenizer)
+        answers = [Answer(prompt, rules) for prompt in prompts]
+        waiting = dict.fromkeys(sorted(answers, key=lambda answer: -len(answer.prompt.tokens)))
+        heard = Listener(answers, on_progress, on_answers)
+        lens = [len(prompt.tokens) for prompt in prompts]
+        waves: list[WaveSpans] = []
+        for members in deal_waves(lens, self.policy.batch_size):
+            if any(answers[place] in waiting for place in members):
+                wave = make_wave(members, lens, self.policy)
+                waves += self._run_wave(Seats(wave, answers, waiting, rules.gen_len), heard)
         result = measured(
             waves,
             sequences=len(prompts),
-            prompt_tokens=sum(len(prompt.tokens) for prompt in prompts),
-            gen_len=gen_len,
+            prompt_tokens=sum(lens),
+            generated_tokens=sum(len(answer.tokens) for answer in answers),
             peak_bytes={
                 "gpu": self.backend.memory_peak_bytes,
                 "cpu": self._footprint.peak_bytes,
                 "runtime": self._footprint.runtime_bytes,
             },
         )
-        completions = tuple(self._completion(prompt, generated[place]) for place, prompt in enumerate(prompts))
+        completions = tuple(answer.completion() for answer in answers)
         return Generation(completions=completions, measured=result, waves=tuple(waves))
 
-    def _run_wave(
-        self,
-        places: Sequence[int],
-        prompts: Sequence[Prompt],
-        generated: dict[int, list[int]],
-        on_pass: Callable[[int], None],
-    ) -> WaveSpans:
-        state = self._wave_state(places, prompts)
-        runner = TaskRunner(state)
+    def _run_wave(self, seats: Seats, heard: Listener) -> Iterator[WaveSpans]:
+        """Run a wave, in rounds: when enough seats are free, those who wait take them and prefill runs again."""
+        seats.seat()
+        state = self._wave_state(seats)
         warm_up(state, {task.lane for task in (*self._schedule.prefill, *self._schedule.decode)})
         self._footprint.look()
+        while seats.live:
+            yield self._run_round(replace(state, round=seats.round(self._device)), seats, heard)
+            if seats.live:
+                seats.seat()
+
+    def _run_round(self, state: WaveState, seats: Seats, heard: Listener) -> WaveSpans:
+        # Those who go on find the token they made last where decode looks for it.
+        state.buffers.generated[0].copy_(state.round.last_tokens)
+
+        def on_pass(index: int) -> int:
+            self._footprint.look()
+            heard.hear(seats.take(index, state.buffers.generated[index].tolist()))
+            return seats.passes_after(index)
+
         begun_s = time.perf_counter()
-        spans = run_schedule(self._schedule, self.workload.gen_len, runner, self.backend, on_pass)
-        generated.update(zip(state.wave.order, state.buffers.generated.t().tolist(), strict=True))
+        spans = run_schedule(self._schedule, seats.passes, TaskRunner(state), self.backend, on_pass)
         return WaveSpans(begun_s=begun_s, spans=spans)
 
-    def _wave_state(self, places: Sequence[int], prompts: Sequence[Prompt]) -> WaveState:
+    def _wave_state(self, seats: Seats) -> WaveState:
         """Allocate what the wave holds, to the token, and map its memory."""
-        policy, model, gen_len = self.policy, self.model, self.workload.gen_len
-        wave = make_wave(places, [len(prompt.tokens) for prompt in prompts], policy)
-        tokens = [token for place in wave.order for token in prompts[place].tokens]
-        positions = [position for length in wave.prompt_lens for position in range(length)]
-        lengths = torch.tensor(wave.prompt_lens)
+        policy, model, wave, gen_len = self.policy, self.model, seats.wave, self.workload.gen_len
         main, on_cpu, landing = self._workspaces(wave)
         return WaveState(
             policy=policy,
@@ -179,14 +192,9 @@ class Engine:
             workspace=main,
             cpu_workspace=on_cpu,
             landing=landing,
-            wave=wave,
-            settings=tuple(prompts[place].settings for place in wave.order),
+            round=seats.round(self._device),
             cache=WaveCache.of(policy, model, wave, gen_len, self.backend),
             buffers=WaveBuffers(policy, model, wave, gen_len, self.backend),
-            prompt_tokens=torch.tensor(tokens, device=self._device),
-            positions=torch.tensor(positions, device=self._device),
-            lengths=lengths.to(self._device),
-            host_lengths=lengths,
         )
 
     def _workspaces(self, wave: Wave) -> tuple[Workspace, Workspace, Workspace]:
@@ -206,36 +214,21 @@ class Engine:
             Workspace(largest + ALIGNMENT_BYTES if goes_down else 0, pinned_memory(backend)),
         )
 
-    def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        longest, gen_len = self.workload.max_prompt_len, self.workload.gen_len
-        if not prompts:
-            raise HrmError("no prompts: there is nothing to generate (give at least one)")
-        for prompt in prompts:
-            if not 0 < len(prompt.tokens) <= longest:
-                raise HrmError(
-                    f"prompt {prompt.id!r}: {len(prompt.tokens)} tokens, the plan takes 1 to {longest} "
-                    f"(plan again with --max-prompt-len)"
-                )
-            if max(prompt.tokens) >= self.model.vocab_size or min(prompt.tokens) < 0:
-                raise HrmError(f"prompt {prompt.id!r}: a token is outside the vocabulary of {self.model.vocab_size}")
-            if prompt.settings.max_new_tokens is not None and prompt.settings.max_new_tokens > gen_len:
-                raise HrmError(
-                    f"prompt {prompt.id!r}: max_new_tokens {prompt.settings.max_new_tokens} exceeds the plan's gen_len "
-                    f"{gen_len} (plan again with a larger --gen-len)"
-                )
-
-    def _completion(self, prompt: Prompt, made: Iterable[int]) -> Completion:
-        tokens = list(made)[: prompt.settings.max_new_tokens]
-        ends = frozenset() if prompt.settings.ignore_eos else self._end_tokens
-        end = next((index for index, token in enumerate(tokens) if token in ends), None)
-        tokens = tokens if end is None else tokens[: end + 1]
-        return Completion(
-            id=prompt.id,
-            prompt_tokens=len(prompt.tokens),
-            tokens=tuple(tokens),
-            text=self._tokenizer.decode(tokens) if self._tokenizer.exists else None,
-            finish_reason="length" if end is None else "stop",
-        )
+    def problem(self, prompt: Prompt) -> str | None:
+        """Say why a prompt does not fit the plan or the model; None when it does."""
+        longest, gen_len, settings = self.workload.max_prompt_len, self.workload.gen_len, prompt.settings
+        if not 0 < len(prompt.tokens) <= longest:
+            return f"{len(prompt.tokens)} tokens, the plan takes 1 to {longest} (plan again with --max-prompt-len)"
+        if max(prompt.tokens) >= self.model.vocab_size or min(prompt.tokens) < 0:
+            return f"a token is outside the vocabulary of {self.model.vocab_size} (is it for another model?)"
+        if (settings.max_new_tokens or 0) > gen_len:
+            return (
+                f"max_new_tokens {settings.max_new_tokens} exceeds the plan's gen_len {gen_len} "
+                f"(plan again with a larger --gen-len)"
+            )
+        if settings.stop and not self._tokenizer.exists:
+            return "stop texts need a tokenizer, and the checkpoint has none (add tokenizer.json)"
+        return None
 
 
 def _check_model(planned: ModelSpec, found: ModelSpec, checkpoint_dir: str | Path) -> None:

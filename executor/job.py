@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from executor.engine import Engine, Generation, Runnable
+from executor.progress import Progress
 from executor.prompts import read_prompts, write_completions
 from executor.sampling import Settings
 from hrm.device.backend import Backend
@@ -26,7 +27,7 @@ class Job:
 
 
 def run_job(
-    plan: Runnable, job: Job, backend: Backend, on_progress: Callable[[int, int], None] | None = None
+    plan: Runnable, job: Job, backend: Backend, on_progress: Callable[[Progress], None] | None = None
 ) -> Generation:
     """Run a plan on the prompts of a file; the output file appears whole, when all is done.
 

@@ -18,7 +18,7 @@ _MAKES_TOKENS = (TaskKind.POST_ATTENTION, TaskKind.HEAD)
 
 @record
 class WaveSpans:
-    """What ran in a wave, from the moment its first task was submitted."""
+    """What ran in a wave, from the moment its first task was submitted; once more after each time seats are taken."""
 
     begun_s: float
     spans: Iterable[Span]
@@ -28,25 +28,25 @@ class WaveSpans:
         """Begin and end of each phase; decode is empty where prefill made the only token."""
         firsts = (span.ended_s for span in self.spans if span.phase is Phase.PREFILL and span.key.kind in _MAKES_TOKENS)
         first_tokens_s = max(firsts)
-        end_s = max(span.ended_s for span in self.spans)
+        end_s = max((span.ended_s for span in self.spans if span.phase is Phase.DECODE), default=first_tokens_s)
         return {Phase.PREFILL: (self.begun_s, first_tokens_s), Phase.DECODE: (first_tokens_s, end_s)}
 
 
 def measured(
-    waves: Sequence[WaveSpans], *, sequences: int, prompt_tokens: int, gen_len: int, peak_bytes: dict[str, int]
+    waves: Sequence[WaveSpans], *, sequences: int, prompt_tokens: int, generated_tokens: int, peak_bytes: dict[str, int]
 ) -> Measured:
-    """Sum up the waves of a job that made `gen_len` tokens for each of its sequences."""
+    """Sum up the waves of a job; `generated_tokens` are those of its answers."""
     lasted = {phase: sum(end - begin for begin, end in (wave.windows[phase] for wave in waves)) for phase in Phase}
     prefill_s = lasted[Phase.PREFILL]
-    decode_s = lasted[Phase.DECODE] if gen_len > 1 else 0.0
+    decode_s, decoded = lasted[Phase.DECODE], generated_tokens - sequences
     return Measured(
         prefill_s=prefill_s,
         decode_s=decode_s,
         num_sequences=sequences,
         prompt_tokens=prompt_tokens,
-        generated_tokens=sequences * gen_len,
-        throughput_tokens_per_s=sequences * gen_len / (prefill_s + decode_s),
-        decode_throughput_tokens_per_s=sequences * (gen_len - 1) / decode_s if gen_len > 1 else 0.0,
+        generated_tokens=generated_tokens,
+        throughput_tokens_per_s=generated_tokens / (prefill_s + decode_s),
+        decode_throughput_tokens_per_s=decoded / decode_s if decode_s else 0.0,
         prefill_throughput_tokens_per_s=prompt_tokens / prefill_s,
         peak_bytes=peak_bytes,
         busy={phase: _busy(waves, phase, lasted[phase]) for phase in Phase},

@@ -27,8 +27,8 @@ class PrefillTasks:
         state, batch, flight = self.state, self.state.batch(step), self._flight(step)
         model, rows, hidden = state.model, slice(batch.token_first, batch.token_last), state.hidden(step)
         if step.task.layer == 0:
-            state.embed(state.prompt_tokens[rows], hidden)
-        rotary = state.rotary.at(state.positions[rows])
+            state.embed(state.round.prompt_tokens[rows], hidden)
+        rotary = state.rotary.at(state.round.positions[rows])
         with state.workspace.frame():
             shape = (batch.num_tokens, model.num_kv_heads, model.head_dim)
             keys, values = (state.workspace.take(shape, hidden.dtype) for _ in range(2))
@@ -44,6 +44,8 @@ class PrefillTasks:
         state, batch, cache = self.state, self.state.batch(step), self.state.cache
         first = cache.first_on_host[step.task.part] - batch.first
         sources = self._flight(step).all_keys_values(batch, first, batch.num_sequences)
+        if not sources[0].numel():
+            return
         with state.landing.frame():
             keys, values = state.land(sources)
             sizes = [tokens * state.model.kv_size for tokens in batch.prompt_lens[first:]]
@@ -58,6 +60,8 @@ class PrefillTasks:
         state, batch, flight = self.state, self.state.batch(step), self._flight(step)
         query, attended = flight.query(batch), flight.attended(batch)
         for index, tokens in enumerate(batch.prompt_lens):
+            if not tokens:
+                continue
             keys, values = flight.keys_values(batch, index)
             rows = batch.rows(index)
             prefill_attention(query[rows], keys.to(query.dtype), values.to(query.dtype), attended[rows])

@@ -63,14 +63,15 @@ class _Submitted(NamedTuple):
 
 def run_schedule(
     schedule: Schedule,
-    gen_len: int,
+    passes: int,
     runner: TaskRunner,
     backend: Backend,
-    on_pass: Callable[[int], None],
+    on_pass: Callable[[int], int],
 ) -> Spans:
-    """Run all passes; `on_pass` hears of each one that has ended, by its number.
+    """Run so many passes, or fewer: `on_pass` hears of each that has ended, by its number, and says how many in all.
 
-    A pass is submitted while the one before it runs, so that lanes find work and memory stays bounded.
+    A pass is submitted while the one before it runs, so that lanes find work and memory stays bounded; so one more pass
+    may run than `on_pass` says.
 
     Raises
     ------
@@ -80,14 +81,17 @@ def run_schedule(
     submitting, spans = _Submitting(runner, backend), Spans()
     try:
         before = submitting.submit(_Submitted(Phase.PREFILL, 0, schedule.prologue, []), ((), []))
-        for index, (phase, tasks) in enumerate(schedule.passes(gen_len)):
+        index = 0
+        while index < passes:
+            phase = Phase.DECODE if index else Phase.PREFILL
+            tasks = _tasks(schedule, phase, last=index == passes - 1)
             now = submitting.submit(_Submitted(phase, index, tasks, []), (before.tasks, before.events))
             _finish(before, spans)
             if index:
-                on_pass(index - 1)
-            before = now
+                passes = min(passes, on_pass(index - 1))
+            before, index = now, index + 1
         _finish(before, spans)
-        on_pass(gen_len - 1)
+        on_pass(index - 1)
     except BaseException:
         runner.drop()
         submitting.settle()
@@ -97,6 +101,12 @@ def run_schedule(
 
 Place = tuple[bool, int]
 """Where a needed task stands: whether in the pass before, and which one there."""
+
+
+def _tasks(schedule: Schedule, phase: Phase, *, last: bool) -> tuple[Task, ...]:
+    """Return the tasks of a pass, look-ahead left out where no pass follows."""
+    tasks = schedule.walks[phase].tasks
+    return tuple(task for task in tasks if not task.for_next_pass) if last else tasks
 
 
 class _Submitting:

@@ -10,8 +10,9 @@ import torch
 from executor.buffers import SplitFlight, WaveBuffers
 from executor.decoder import ModelWeights, RotaryTable, next_logits, post_attention, route_attended
 from executor.kv_cache import WaveCache
-from executor.sampling import Settings, pick
-from executor.wave import MicroBatch, Wave
+from executor.sampling import pick
+from executor.seats import Round
+from executor.wave import MicroBatch
 from executor.weights import ExpertStore
 from executor.workspace import Workspace
 from hrm.device.backend import Backend
@@ -32,7 +33,7 @@ class Step(NamedTuple):
 
 @record
 class WaveState:
-    """All that the tasks of a wave share; `prompt_tokens`, `positions` and `lengths` lie on the main device.
+    """All that the tasks of a wave share, and the round of passes that they are in.
 
     `workspace` is the main device's, `cpu_workspace` that of experts which the CPU computes for a GPU, and in `landing`
     keys and values arrive in host memory before they are put where they belong.
@@ -47,14 +48,9 @@ class WaveState:
     workspace: Workspace
     cpu_workspace: Workspace
     landing: Workspace
-    wave: Wave
-    settings: tuple[Settings, ...]
+    round: Round
     cache: WaveCache
     buffers: WaveBuffers
-    prompt_tokens: torch.Tensor
-    positions: torch.Tensor
-    lengths: torch.Tensor
-    host_lengths: torch.Tensor
 
     @property
     def attends_apart(self) -> bool:
@@ -63,7 +59,7 @@ class WaveState:
 
     def batch(self, step: Step) -> MicroBatch:
         """Return the micro-batch that a step works on."""
-        return self.wave.micro_batches[step.task.part]
+        return self.round.micro_batches[step.task.part]
 
     def position(self, step: Step) -> int:
         """Return the number of the step's (layer, micro-batch) in the order of a pass."""
@@ -116,13 +112,16 @@ class WaveState:
         return landed
 
     def choose(self, step: Step) -> None:
-        """Record the next token of each sequence of the micro-batch, given its last hidden state."""
+        """Record the next token of each sequence of the micro-batch that is computed, given its last hidden state."""
         batch, hidden = self.batch(step), self.hidden(step)
+        seats = list(range(batch.first, batch.last))
         if step.pass_index == 0:
-            ends = torch.tensor(batch.token_starts[1:], device=hidden.device) - (batch.token_first + 1)
-            hidden = hidden.index_select(0, ends)
-        settings = self.settings[batch.first : batch.last]
+            ends = [last - 1 for tokens, last in zip(batch.prompt_lens, batch.token_starts[1:], strict=True) if tokens]
+            hidden = hidden.index_select(0, torch.tensor(ends, device=hidden.device) - batch.token_first)
+            seats = [seat for seat, tokens in zip(seats, batch.prompt_lens, strict=True) if tokens]
+        settings = [self.round.settings[seat] for seat in seats]
+        numbers = [self.round.made[seat] + step.pass_index for seat in seats]
         with self.workspace.frame():
-            logits = next_logits(hidden, self.weights, self.model, self.workspace)
-            tokens = pick(logits, settings, [step.pass_index] * len(settings))
-        self.buffers.generated[step.pass_index, batch.first : batch.last].copy_(tokens)
+            tokens = pick(next_logits(hidden, self.weights, self.model, self.workspace), settings, numbers)
+        made = self.buffers.generated[step.pass_index]
+        made.index_copy_(0, torch.tensor(seats, device=made.device), tokens)

@@ -48,7 +48,8 @@ class TaskRunner:
         step = Step(task, pass_index)
         if task.kind in (TaskKind.PAGE_PIN, TaskKind.PAGE_COPY):
             return lambda: self._page(step)
-        if not self._state.batch(step).num_sequences:
+        batch = self._state.batch(step)
+        if not (batch.num_sequences if pass_index else batch.num_tokens):
             return _nothing
         handler = self._handlers[phase, task.kind]
 
@@ -73,4 +74,4 @@ class TaskRunner:
 
 
 def _nothing() -> None:
-    """Do the work of a micro-batch that a last, smaller wave does not reach."""
+    """Do the work of a micro-batch without sequences, or in prefill without prompts."""

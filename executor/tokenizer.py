@@ -13,9 +13,11 @@ from hrm.files import read_json
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["Tokenizer", "end_tokens"]
+__all__ = ["TextStream", "Tokenizer", "end_tokens"]
 
 _TOKENIZER, _CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What bytes are decoded to that are no whole character."""
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -98,6 +100,27 @@ class Tokenizer:
             return environment.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
         except (TemplateError, ValueError) as error:
             raise FileError(f"{where}: the chat template of {self._folder} refuses it: {error}") from None
+
+
+class TextStream:
+    """The text of tokens as they come, in `text`: a character whose bytes several tokens share comes with the last."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.text = ""
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        # Text is the difference between two decodings that begin at the same token: some decoders treat what stands
+        # first in their own way.
+        self._begin = self._known = 0
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
+        self._tokens.append(token)
+        before = self._tokenizer.decode(self._tokens[self._begin : self._known])
+        now = self._tokenizer.decode(self._tokens[self._begin :])
+        if len(now) > len(before) and not now.endswith(_INCOMPLETE):
+            self.text += now[len(before) :]
+            self._begin, self._known = self._known, len(self._tokens)
 
 
 def _refuse(message: str) -> None:

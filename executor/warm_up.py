@@ -41,14 +41,14 @@ def _nothing() -> None:
 def _dense_and_experts(state: WaveState) -> None:
     model, layer, device = state.model, state.weights.layers[0], state.weights.head.device
     dtype = state.weights.head.dtype
-    rows = min(_ROWS, state.wave.num_tokens, state.policy.micro_batch_size)
+    rows = min(_ROWS, len(state.round.positions), state.policy.micro_batch_size)
     heads = (model.num_query_heads, model.num_kv_heads, model.num_kv_heads)
     with torch.inference_mode():
         hidden = torch.zeros((rows, model.hidden_size), dtype=dtype, device=device)
         query, keys, values = (
             torch.zeros((rows, count, model.head_dim), dtype=dtype, device=device) for count in heads
         )
-        rotary = state.rotary.at(state.positions[:rows])
+        rotary = state.rotary.at(state.round.positions[:rows])
         pre_attention(hidden, layer, model, rotary, state.workspace, (query, keys, values))
         attended = query.reshape(rows, model.query_size)
         prefill_attention(query, keys.transpose(0, 1), values.transpose(0, 1), attended)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 from hrm.policy import Policy
@@ -58,6 +58,10 @@ class Wave:
         """Prompt tokens of all sequences."""
         return sum(self.prompt_lens)
 
+    def with_prompts(self, prompt_lens: Sequence[int]) -> tuple[MicroBatch, ...]:
+        """Return the same micro-batches over other prompts, of length 0 where a sequence brings none."""
+        return _micro_batches([(batch.first, batch.last) for batch in self.micro_batches], tuple(prompt_lens))
+
 
 def _deal(lens: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
     """Deal indices of `lens` into groups of these sizes, longest first, each to the group that is least full.
@@ -94,12 +98,12 @@ def make_wave(members: Sequence[int], prompt_lens: Sequence[int], policy: Policy
     groups = _deal([prompt_lens[place] for place in members], [last - first for first, last in clipped if last > first])
     order = tuple(members[index] for group in groups for index in group)
     lens = tuple(prompt_lens[place] for place in order)
+    return Wave(order=order, prompt_lens=lens, micro_batches=_micro_batches(clipped, lens))
+
+
+def _micro_batches(bounds: Iterable[tuple[int, int]], lens: tuple[int, ...]) -> tuple[MicroBatch, ...]:
     starts = tuple(accumulate(lens, initial=0))
-    return Wave(
-        order=order,
-        prompt_lens=lens,
-        micro_batches=tuple(
-            MicroBatch(first=first, last=last, prompt_lens=lens[first:last], token_starts=starts[first : last + 1])
-            for first, last in clipped
-        ),
+    return tuple(
+        MicroBatch(first=first, last=last, prompt_lens=lens[first:last], token_starts=starts[first : last + 1])
+        for first, last in bounds
     )

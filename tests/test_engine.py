@@ -11,8 +11,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from executor.engine import Engine
 from executor.prompts import Prompt
-from executor.tasks import TaskRunner
 from executor.sampling import Settings
+from executor.tasks import TaskRunner
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError

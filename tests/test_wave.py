@@ -63,7 +63,11 @@ def test_phases_end_with_the_first_tokens_and_look_ahead_counts_where_it_ran():
     )
 
     result = measured(
-        [WaveSpans(begun_s=10.0, spans=spans)], sequences=3, prompt_tokens=8, gen_len=2, peak_bytes={"gpu": 1, "cpu": 2}
+        [WaveSpans(begun_s=10.0, spans=spans)],
+        sequences=3,
+        prompt_tokens=8,
+        generated_tokens=6,
+        peak_bytes={"gpu": 1, "cpu": 2},
     )
 
     assert (result.prefill_s, result.decode_s) == (4.0, 2.0)
@@ -80,7 +84,7 @@ def test_where_a_head_follows_split_experts_it_makes_the_first_tokens():
 
     posts = (span(TaskKind.POST_ATTENTION, 0, 0.0), span(TaskKind.POST_ATTENTION, 1, 1.0))
     heads = (span(TaskKind.HEAD, 0, 3.0), span(TaskKind.HEAD, 1, 5.0))
-    later = Span(Phase.PREFILL, 0, TaskKey(TaskKind.PAGE_COPY, 0, 0), Lane.H2D, 5.0, 9.0)
+    later = Span(Phase.DECODE, 1, TaskKey(TaskKind.PAGE_COPY, 0, 0), Lane.H2D, 5.0, 9.0)
 
     windows = WaveSpans(begun_s=0.0, spans=(*posts, *heads, later)).windows
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrm.cli.options import Json
 from hrm.cli.timelines import TraceFile, profile_of, write_run_trace
 from hrm.errors import HrmError
+
+if TYPE_CHECKING:
+    from executor.progress import Progress
+    from hrm.plan import Plan
 
 __all__ = ["compare", "run"]
 
@@ -74,7 +78,7 @@ def run(
     try:
         with progress("running") as step:
             step("loading the checkpoint")
-            generation = run_job(loaded, job, backend, lambda done, total: step(f"pass {done} of {total}"))
+            generation = run_job(loaded, job, backend, lambda at: step(_pace(at, loaded)))
     finally:
         backend.close()
     result = report_run(loaded, generation.measured)
@@ -87,6 +91,14 @@ def run(
     else:
         show_run([result])
         typer.echo(status_line())
+
+
+def _pace(at: Progress, plan: Plan) -> str:
+    """Say how far a job is, and how fast beside what was predicted."""
+    return (
+        f"{at.answered} of {at.prompts} answered, {at.tokens} tokens, {at.tokens / at.elapsed_s:.1f} tokens/s "
+        f"(predicted {plan.prediction.times.throughput_tokens_per_s:.1f})"
+    )
 
 
 def _check_paths(inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> None:
