@@ -7,57 +7,124 @@ import torch.nn.functional as F  # noqa: N812
 
 from executor import native
 from executor.native import fallback
+from hrm.records import record
 
-__all__ = ["append_kv", "decode_attention", "prefill_attention"]
+__all__ = ["AttentionForm", "append_kv", "decode_attention", "prefill_attention"]
 
 
-def prefill_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> None:
+_SINK_COLUMNS = 8
+"""Elements that heads are widened by for a sink: kernels want widths that are multiples of this."""
+
+
+@record
+class AttentionForm:
+    """What a layer's attention is besides its shapes: the scale of its logits, its window, a sink per query head."""
+
+    scale: float
+    window: int | None = None
+    sinks: torch.Tensor | None = None
+
+
+def prefill_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor, form: AttentionForm
+) -> None:
     """Attend causally within one prompt.
 
-    Query heads that share a KV head are a batch of their own over the same keys, so that nothing is repeated.
+    Query heads that share a KV head are a batch of their own over the same keys, so that nothing is repeated. With a
+    window that the prompt outgrows, queries go by blocks of it, each over the keys that it can see.
 
     Parameters
     ----------
     query : torch.Tensor
         [tokens, num_query_heads, head_dim].
     keys, values : torch.Tensor
-        [num_kv_heads, tokens, head_dim].
+        [num_kv_heads, tokens, head_dim]; values may be narrower.
     out : torch.Tensor
-        [tokens, num_query_heads * head_dim]; written.
+        [tokens, num_query_heads * width of the values]; written.
+    form : AttentionForm
+        How to attend.
     """
     tokens, num_query_heads, head_dim = query.shape
-    num_kv_heads = keys.shape[0]
+    num_kv_heads, _, width = values.shape
     # The CPU has no fast float16 product: compute in float32 there.
     slow = query.dtype == torch.float16 and query.device.type == "cpu"
     dtype = torch.float32 if slow else query.dtype
-    grouped = query.to(dtype).view(tokens, num_kv_heads, num_query_heads // num_kv_heads, head_dim)
-    shape = (*grouped.shape[1:3], tokens, head_dim)
-    attended = F.scaled_dot_product_attention(
-        grouped.permute(1, 2, 0, 3),
-        keys.to(dtype).unsqueeze(1).expand(shape),
-        values.to(dtype).unsqueeze(1).expand(shape),
-        is_causal=True,
-    )
-    out.view(grouped.shape).copy_(attended.permute(2, 0, 1, 3))
+    shape = (tokens, num_kv_heads, num_query_heads // num_kv_heads)
+    grouped = query.to(dtype).view(*shape, head_dim).permute(1, 2, 0, 3)
+    keys, values = keys.to(dtype), values.to(dtype)
+    if form.sinks is not None:
+        grouped = _with_sink_logits(grouped, form.sinks, form.scale)
+    step = tokens if form.window is None else min(form.window, tokens)
+    for begin in range(0, tokens, step):
+        end, first = min(begin + step, tokens), max(begin - step + 1, 0)
+        seen, worth = keys[:, first:end], values[:, first:end]
+        if form.sinks is not None:
+            seen, worth = _with_sink_key(seen), F.pad(worth, (0, 0, 1, 0))
+        attended = _attend(grouped[:, :, begin:end], seen, worth, form.scale, (begin, first))
+        out.view(*shape, width)[begin:end].copy_(attended[..., :width].permute(2, 0, 1, 3))
 
 
-def decode_attention(
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, start: tuple[int, int]
+) -> torch.Tensor:
+    """Attend from query [kv heads, group, rows, width] to keys [kv heads, tokens, width], causally.
+
+    `start` is the position of the first row, and that of the first key behind a sink, if there is one. Behind the
+    first position a row sees as many keys as there are from the first one to itself less its own place among the rows.
+    """
+    rows, tokens = query.shape[2], keys.shape[1]
+    sinks = tokens - (start[0] + rows - start[1])
+    # Kernels want values as wide as keys.
+    values = F.pad(values, (0, keys.shape[2] - values.shape[2]))
+    keys, values = (part.unsqueeze(1).expand(-1, query.shape[1], -1, -1) for part in (keys, values))
+    if start[0] == 0:
+        # A row for the sink makes the causal mask a square.
+        attended = F.scaled_dot_product_attention(
+            F.pad(query, (0, 0, sinks, 0)), keys, values, is_causal=True, scale=scale
+        )
+        return attended[:, :, sinks:]
+    behind = torch.arange(tokens - sinks, device=query.device) - torch.arange(rows, device=query.device).unsqueeze(1)
+    visible = (behind >= 0) & (behind <= start[0] - start[1])
+    mask = F.pad(visible, (sinks, 0), value=True)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+
+
+def _with_sink_logits(query: torch.Tensor, sinks: torch.Tensor, scale: float) -> torch.Tensor:
+    """Widen query [kv heads, group, tokens, head_dim] by what the key of `_with_sink_key` turns into the sinks."""
+    widened = F.pad(query, (0, _SINK_COLUMNS))
+    widened[..., query.shape[-1]] = (sinks / scale).to(query.dtype).view(*query.shape[:2], 1)
+    return widened
+
+
+def _with_sink_key(keys: torch.Tensor) -> torch.Tensor:
+    """Put a key before keys [kv heads, tokens, head_dim] that none of their elements touches."""
+    widened = F.pad(keys, (0, _SINK_COLUMNS, 1, 0))
+    widened[:, 0, keys.shape[-1]] = 1
+    return widened
+
+
+def decode_attention(  # noqa: PLR0913 (the buffers of one kernel call, kept flat)
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     layout: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     num_kv_heads: int,
     out: torch.Tensor,
+    sinks: torch.Tensor | None = None,
 ) -> None:
     """Attend one query token per sequence over its cache: the compiled kernel on the CPU, torch elsewhere.
 
     `layout` is offsets, capacities and lengths as `executor.native.decode_attention` describes them; it lies in host
-    memory. The CPU kernel uses as many threads as torch may use in the calling thread.
+    memory. The CPU kernel uses as many threads as torch may use in the calling thread. Where `out` is narrower than the
+    query, it takes the first part of each head's output.
     """
-    if query.device.type != "cpu":
-        fallback.decode_attention(query, keys, values, layout, num_kv_heads, out)
+    if query.device.type != "cpu" or sinks is not None:
+        fallback.decode_attention(query, keys, values, layout, num_kv_heads, out, sinks)
         return
-    native.decode_attention(query, keys, values, *layout, num_kv_heads, out, torch.get_num_threads())
+    whole = out if out.shape == query.shape else torch.empty_like(query)
+    native.decode_attention(query, keys, values, *layout, num_kv_heads, whole, torch.get_num_threads())
+    if whole is not out:
+        out.copy_(whole[..., : out.shape[-1]])
 
 
 def append_kv(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from executor.memory import Allocate, main_device, main_memory, pinned_memory, torch_dtype
@@ -15,64 +17,66 @@ __all__ = ["DecodeFlight", "PrefillFlight", "RoutedFlight", "SplitFlight", "Wave
 
 
 class PrefillFlight:
-    """Queries, keys, values and attention output of one micro-batch of prompts, on the main device."""
+    """Queries, keys, values (or latents) and attention output of one micro-batch of prompts, on the main device."""
 
     def __init__(self, policy: Policy, model: ModelSpec, max_tokens: int, allocate: Allocate) -> None:
         dtype, kv_dtype = torch_dtype(policy.weight_dtype), torch_dtype(policy.kv_dtype)
-        self._shape = (model.num_query_heads, model.num_kv_heads, model.head_dim)
-        self._query = allocate((max_tokens * model.query_size,), dtype).zero_()
-        self._keys = allocate((max_tokens * model.kv_size,), kv_dtype).zero_()
-        self._values = allocate((max_tokens * model.kv_size,), kv_dtype).zero_()
-        self._attended = allocate((max_tokens * model.query_size,), dtype).zero_()
+        self._heads, self._dim = model.num_query_heads, model.head_dim
+        self._width = model.output_projection[0]
+        self._cached = model.cache_heads
+        cached = max_tokens * self._cached[0] * self._cached[1]
+        self._query = allocate((max_tokens * self._heads * self._dim,), dtype).zero_()
+        self._parts = [allocate((cached,), kv_dtype).zero_() for _ in range(model.cache_parts)]
+        self._attended = allocate((max_tokens * self._width,), dtype).zero_()
 
     def query(self, batch: MicroBatch) -> torch.Tensor:
         """Return queries [tokens, num_query_heads, head_dim]."""
-        heads, _, dim = self._shape
-        return self._query[: batch.num_tokens * heads * dim].view(batch.num_tokens, heads, dim)
+        shape = (batch.num_tokens, self._heads, self._dim)
+        return self._query[: math.prod(shape)].view(shape)
 
     def attended(self, batch: MicroBatch) -> torch.Tensor:
-        """Return attention output [tokens, num_query_heads * head_dim]."""
-        heads, _, dim = self._shape
-        return self._attended[: batch.num_tokens * heads * dim].view(batch.num_tokens, heads * dim)
+        """Return attention output, as the output projection takes it: [tokens, inputs]."""
+        return self._attended[: batch.num_tokens * self._width].view(batch.num_tokens, self._width)
 
-    def keys_values(self, batch: MicroBatch, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of sequence `index`: each contiguous [num_kv_heads, tokens, head_dim]."""
-        keys, values = self.all_keys_values(batch, index, index + 1)
-        shape = (self._shape[1], -1, self._shape[2])
-        return keys.view(shape), values.view(shape)
+    def cached(self, batch: MicroBatch, index: int) -> list[torch.Tensor]:
+        """Return what the cache takes of sequence `index`: keys and values, or latents, [heads, tokens, head_dim]."""
+        heads, dim = self._cached
+        return [part.view(heads, -1, dim) for part in self.all_cached(batch, index, index + 1)]
 
-    def all_keys_values(self, batch: MicroBatch, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all keys and all values of sequences `first` to `last` (one past), flat: they lie side by side."""
-        _, heads, dim = self._shape
+    def all_cached(self, batch: MicroBatch, first: int, last: int) -> list[torch.Tensor]:
+        """Return all that the cache takes of sequences `first` to `last` (one past), flat: they lie side by side."""
+        width = self._cached[0] * self._cached[1]
         begin, end = (batch.token_starts[at] - batch.token_first for at in (first, last))
-        owned = slice(begin * heads * dim, end * heads * dim)
-        return self._keys[owned], self._values[owned]
+        return [part[begin * width : end * width] for part in self._parts]
 
 
 class DecodeFlight:
-    """Queries, keys, values and attention output of one token per sequence of a micro-batch, in one memory."""
+    """Queries, keys, values (or latents) and attention output of one token per sequence of a micro-batch.
+
+    Queries are as wide as the cache's heads. All but the output lie in one memory.
+    """
 
     def __init__(self, policy: Policy, model: ModelSpec, allocate: Allocate) -> None:
         dtype = torch_dtype(policy.weight_dtype)
         rows = policy.micro_batch_size
-        self._heads = (model.num_query_heads, model.num_kv_heads, model.num_kv_heads)
-        self._dim = model.head_dim
-        self._qkv = allocate((rows * sum(self._heads) * self._dim,), dtype).zero_()
-        self._attended = allocate((rows * model.query_size,), dtype).zero_()
+        heads, self._dim = model.cache_heads
+        self._heads = (model.num_query_heads, *[heads] * model.cache_parts)
+        self._width = model.attended_size
+        self._joint = allocate((rows * sum(self._heads) * self._dim,), dtype).zero_()
+        self._attended = allocate((rows * self._width,), dtype).zero_()
 
     def joint(self, rows: int) -> torch.Tensor:
-        """Return queries, keys and values of so many sequences as one flat tensor, as they cross the link."""
-        return self._qkv[: rows * sum(self._heads) * self._dim]
+        """Return queries and what is cached of so many sequences as one flat tensor, as they cross the link."""
+        return self._joint[: rows * sum(self._heads) * self._dim]
 
-    def qkv(self, rows: int) -> tuple[torch.Tensor, ...]:
-        """Return queries, keys and values, each contiguous [rows, heads, head_dim]."""
+    def parts(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """Return queries and what is cached (keys and values, or latents), each contiguous [rows, heads, head_dim]."""
         parts = torch.split(self.joint(rows), [rows * heads * self._dim for heads in self._heads])
         return tuple(part.view(rows, heads, self._dim) for part, heads in zip(parts, self._heads, strict=True))
 
     def attended(self, rows: int) -> torch.Tensor:
-        """Return attention output [rows, num_query_heads * head_dim]."""
-        width = self._heads[0] * self._dim
-        return self._attended[: rows * width].view(rows, width)
+        """Return attention output [rows, num_query_heads * width of a head's values]."""
+        return self._attended[: rows * self._width].view(rows, self._width)
 
 
 class RoutedFlight:

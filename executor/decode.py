@@ -8,6 +8,7 @@ from executor.attention import append_kv, decode_attention
 from executor.buffers import DecodeFlight
 from executor.decoder import pre_attention
 from executor.kv_cache import CacheView, LoadedKV
+from executor.latent import LatentWeights, fold, unfold
 from executor.state import Step, WaveState
 from hrm.schedule.task import IN_FLIGHT
 
@@ -34,8 +35,15 @@ class DecodeTasks:
             state.embed(state.buffers.generated[step.pass_index - 1, batch.first : batch.last], hidden)
         # The token's position is the number of tokens before it.
         rotary = state.rotary.at(state.round.on_main.at(step.pass_index, batch.first, batch.last))
-        out = self._flight(step).qkv(batch.num_sequences)
-        pre_attention(hidden, state.weights.layers[step.task.layer], state.model, rotary, state.workspace, out)
+        model, layer = state.model, state.weights.layers[step.task.layer]
+        query, *cached = self._flight(step).parts(batch.num_sequences)
+        with state.workspace.frame():
+            whole = query
+            if isinstance(layer.attention, LatentWeights):
+                whole = state.workspace.take((len(query), model.num_query_heads, model.head_dim), query.dtype)
+            pre_attention(hidden, layer, model, rotary, state.workspace, (whole, *cached))
+            if isinstance(layer.attention, LatentWeights):
+                fold(whole, layer.attention, model, state.workspace, query)
 
     def offload(self, step: Step) -> None:
         """Bring down, for attention there, queries, keys and values in one copy; else what the cache there lacks."""
@@ -45,11 +53,12 @@ class DecodeTasks:
             state.backend.copy(self._host_flight(step).joint(rows), self._flight(step).joint(rows))
             return
         first = state.cache.first_on_host[step.task.part]
-        _, *new = (part[first - batch.first :] for part in self._flight(step).qkv(batch.num_sequences))
+        _, *new = (part[first - batch.first :] for part in self._flight(step).parts(batch.num_sequences))
         view = state.cache.host.view(step.task.layer, first, batch.last)
         with state.landing.frame():
-            keys, values = state.land(new)
-            append_kv(keys, values, view.keys, view.values, view.layout(self._cached(step, first, batch.last)))
+            landed = state.land(new)
+            places = view.next_places(self._cached(step, first, batch.last))
+            append_kv(landed[0], landed[-1], view.keys, view.values, places)
 
     def load(self, step: Step) -> None:
         """Fetch the part of the cache that lies on the host: of each sequence what earlier passes have cached."""
@@ -57,7 +66,7 @@ class DecodeTasks:
         first, host = state.cache.first_on_host[step.task.part], state.cache.host
         for sequence, tokens in enumerate(self._cached(step, first, last).tolist(), start=first):
             sources = host.rows(step.task.layer, sequence, tokens)
-            targets = self._loaded(step).place(host, first, sequence, tokens)
+            targets = self._loaded(step).place(host, step.task.layer, (first, sequence), tokens)
             for target, source in zip(targets, sources, strict=True):
                 state.backend.copy(target, source)
 
@@ -76,11 +85,12 @@ class DecodeTasks:
         state, batch, flight = self.state, self.state.batch(step), self._host_flight(step)
         last = first + len(view.offsets)
         rows = slice(first - batch.first, last - batch.first)
-        query, keys, values = (part[rows] for part in flight.qkv(batch.num_sequences))
+        query, *new = (part[rows] for part in flight.parts(batch.num_sequences))
         cached = self._cached(step, first, last)
-        append_kv(keys, values, view.keys, view.values, view.layout(cached))
-        out = flight.attended(batch.num_sequences)[rows].view(query.shape)
-        decode_attention(query, view.keys, view.values, view.layout(cached + 1), state.model.num_kv_heads, out)
+        append_kv(new[0], new[-1], view.keys, view.values, view.next_places(cached))
+        out = flight.attended(batch.num_sequences)[rows].view(*query.shape[:2], -1)
+        num_heads, _ = state.model.cache_heads
+        decode_attention(query, view.keys, view.values, view.valid(cached + 1), num_heads, out)
 
     def _cached(self, step: Step, first: int, last: int) -> torch.Tensor:
         """Return how many tokens of some sequences earlier passes have cached."""
@@ -96,4 +106,9 @@ class DecodeTasks:
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half, and after the last layer the head."""
-        self.state.post_attention(step, self._flight(step).attended(self.state.batch(step).num_sequences))
+        state, attended = self.state, self._flight(step).attended(self.state.batch(step).num_sequences)
+        weights = state.weights.layers[step.task.layer].attention
+        with state.workspace.frame():
+            if isinstance(weights, LatentWeights):
+                attended = unfold(attended, weights, state.model, state.workspace)
+            state.post_attention(step, attended)

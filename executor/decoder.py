@@ -1,4 +1,4 @@
-"""The decoder's mathematics between attention and experts: embedding, norms, projections, rotary positions, head."""
+"""The decoder's mathematics between attention and experts: norms, projections, router, FFNs, head."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from collections.abc import Sequence
 
 import torch
 
-from executor.experts import mixture, route
+from executor.experts import feed_forward, weighted_sum
+from executor.grouped import GroupedWeights, project
+from executor.latent import LatentWeights, project_latents
 from executor.linear import linear, operand
+from executor.norm import rms_norm
+from executor.routing import RouterWeights, choose_experts
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
 
-__all__ = [
-    "LayerWeights",
-    "ModelWeights",
-    "RotaryTable",
-    "next_logits",
-    "post_attention",
-    "pre_attention",
-    "rms_norm",
-    "rotate",
-    "route_attended",
-]
+__all__ = ["LayerWeights", "ModelWeights", "next_logits", "post_attention", "pre_attention", "route_attended"]
 
 
 @record
 class LayerWeights:
-    """A layer's weights outside the experts; `qkv` is Q, K and V one behind the other, a dense layer has no router."""
+    """A layer's weights outside the routed experts.
+
+    `ffn` is what every token passes, flat as an expert: a dense layer's FFN, or all shared experts as one. A dense
+    model has neither that nor a router: its FFN is the one expert.
+    """
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
+    attention: GroupedWeights | LatentWeights
     output: torch.Tensor
+    output_bias: torch.Tensor | None = None
     post_norm: torch.Tensor
-    router: torch.Tensor | None
+    router: RouterWeights | None = None
+    ffn: torch.Tensor | None = None
 
 
 @record
@@ -46,42 +46,6 @@ class ModelWeights:
     head: torch.Tensor
 
 
-class RotaryTable:
-    """Cosines and sines of every position up to a length: [positions, 1, head_dim / 2], computed in float32."""
-
-    def __init__(self, model: ModelSpec, positions: int, dtype: torch.dtype, device: torch.device) -> None:
-        exponents = torch.arange(0, model.head_dim, 2, dtype=torch.float32) / model.head_dim
-        angles = torch.outer(torch.arange(positions, dtype=torch.float32), 1.0 / model.rope_theta**exponents)
-        self._cos = angles.cos().to(device, dtype).unsqueeze(1)
-        self._sin = angles.sin().to(device, dtype).unsqueeze(1)
-
-    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and sines of these positions."""
-        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, workspace: Workspace) -> torch.Tensor:
-    """Return x / rms(x) * weight in the dtype of `x`, in the workspace; the norm is computed in float32."""
-    normed = workspace.take(x.shape, x.dtype)
-    with workspace.frame():
-        wide = x if x.dtype == torch.float32 else workspace.take(x.shape, torch.float32).copy_(x)
-        norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        if wide is x:
-            torch.mul(x, scale, out=normed)
-        else:
-            normed.copy_(wide.mul_(scale))
-    return normed.mul_(weight)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
-    """Rotate x [tokens, heads, head_dim] by its positions into `out`, pairing element i with i + head_dim / 2."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
-
-
 def pre_attention(
     hidden: torch.Tensor,
     layer: LayerWeights,
@@ -90,24 +54,16 @@ def pre_attention(
     workspace: Workspace,
     out: Sequence[torch.Tensor],
 ) -> None:
-    """Input norm, QKV projection and RoPE of hidden [tokens, h1]; `out` takes queries, keys and values.
+    """Input norm, projections and rotation of hidden [tokens, h1]; `out` takes queries, keys and values, or latents.
 
     Each of `out` is [tokens, heads, head_dim], in any layout and floating dtype.
     """
-    tokens = hidden.shape[0]
-    heads = (model.num_query_heads, model.num_kv_heads, model.num_kv_heads)
     with workspace.frame():
         normed = rms_norm(hidden, layer.input_norm, model.rms_norm_eps, workspace)
-        joint = linear(normed, layer.qkv, workspace).view(tokens, sum(heads), model.head_dim)
-        query, keys, values = torch.split(joint, list(heads), dim=1)
-        for source, target in ((query, out[0]), (keys, out[1])):
-            with workspace.frame():
-                direct = target.dtype == source.dtype
-                turned = target if direct else workspace.take(source.shape, source.dtype)
-                rotate(source, *rotary, turned)
-                if not direct:
-                    target.copy_(turned)
-        out[2].copy_(values)
+        if isinstance(layer.attention, LatentWeights):
+            project_latents(normed, layer.attention, model, rotary, workspace, out)
+        else:
+            project(normed, layer.attention, model, rotary, workspace, out)
 
 
 def post_attention(
@@ -119,11 +75,28 @@ def post_attention(
     workspace: Workspace,
 ) -> None:
     """O projection, residual, norm, router, experts, residual: updates hidden [tokens, h1] in place."""
-    with workspace.frame():
-        hidden.add_(linear(attended, layer.output, workspace))
+    _add_attended(attended, hidden, layer, workspace)
     with workspace.frame():
         normed = rms_norm(hidden, layer.post_norm, model.rms_norm_eps, workspace)
-        hidden.add_(mixture(normed, layer.router, experts, model.experts_per_token, workspace))
+        if layer.router is not None:
+            shares, chosen = choose_experts(normed, layer.router, model, workspace)
+            with workspace.frame():
+                hidden.add_(weighted_sum(normed, shares, chosen, experts, 0, workspace))
+        ffn = experts[0] if layer.router is None and layer.ffn is None else layer.ffn
+        _add_ffn(normed, ffn, hidden, workspace)
+
+
+def _add_attended(attended: torch.Tensor, hidden: torch.Tensor, layer: LayerWeights, workspace: Workspace) -> None:
+    with workspace.frame():
+        hidden.add_(linear(attended, layer.output, workspace))
+    if layer.output_bias is not None:
+        hidden.add_(layer.output_bias)
+
+
+def _add_ffn(normed: torch.Tensor, ffn: torch.Tensor | None, hidden: torch.Tensor, workspace: Workspace) -> None:
+    if ffn is not None:
+        with workspace.frame():
+            hidden.add_(feed_forward(normed, ffn, workspace))
 
 
 def route_attended(
@@ -134,22 +107,22 @@ def route_attended(
     workspace: Workspace,
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
-    """Do as `post_attention` up to the experts; `out` takes each token's shares, experts and normed hidden state.
+    """Do as `post_attention` up to the routed experts; `out` takes each token's shares, experts and normed state.
 
     Without a router every token goes to expert 0 with a share of 1.
     """
     shares, chosen, normed = out
-    with workspace.frame():
-        hidden.add_(linear(attended, layer.output, workspace))
+    _add_attended(attended, hidden, layer, workspace)
     with workspace.frame():
         normed.copy_(rms_norm(hidden, layer.post_norm, model.rms_norm_eps, workspace))
         if layer.router is None:
             shares.fill_(1.0)
             chosen.zero_()
         else:
-            weights, experts = route(linear(normed, layer.router, workspace), model.experts_per_token)
+            weights, experts = choose_experts(normed, layer.router, model, workspace)
             shares.copy_(weights)
             chosen.copy_(experts)
+    _add_ffn(normed, layer.ffn, hidden, workspace)
 
 
 def next_logits(hidden: torch.Tensor, weights: ModelWeights, model: ModelSpec, workspace: Workspace) -> torch.Tensor:

@@ -10,13 +10,13 @@ from typing import Protocol
 
 from executor.answer import Answer, Rules
 from executor.buffers import WaveBuffers
-from executor.decoder import RotaryTable
 from executor.footprint import Footprint
 from executor.kv_cache import WaveCache
 from executor.measure import WaveSpans, measured
 from executor.memory import main_device, main_memory, pinned_memory, torch_dtype
 from executor.progress import Listener, Progress
 from executor.prompts import Completion, Prompt
+from executor.rotary import RotaryTable
 from executor.running import run_schedule
 from executor.seats import Seats
 from executor.state import WaveState
@@ -97,7 +97,7 @@ class Engine:
             raise FileError(f"--checkpoint {checkpoint_dir}: no such folder (give a checkpoint folder)")
         self.model = load_model(checkpoint_dir)
         _check_model(plan.model, self.model, checkpoint_dir)
-        check_runnable(self.model, self.policy, self.workload.max_context_len)
+        check_runnable(self.model, self.policy)
         self._schedule = build_schedule(self.policy, self.model)
         _check_backend(self.policy, backend)
         self._tokenizer = Tokenizer(checkpoint_dir)
@@ -207,7 +207,7 @@ class Engine:
         room = experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
         goes_down = on_gpu and policy.kv_on_gpu < 1
         formats = ((tokens, policy.kv_dtype), (policy.micro_batch_size, policy.weight_dtype))
-        largest = max(rows * torch_dtype(dtype).itemsize for rows, dtype in formats) * 2 * model.kv_size
+        largest = max(rows * torch_dtype(dtype).itemsize for rows, dtype in formats) * model.cache_width
         return (
             Workspace(main, main_memory(policy, backend)),
             Workspace(int(room) if splits else 0, backend.host_empty),

@@ -1,4 +1,4 @@
-"""The mixture of experts: route each token, gather the tokens of each expert, SwiGLU, weighted sum back."""
+"""The mixture of experts: gather the tokens of each expert, SwiGLU, weighted sum back; and FFNs of all tokens."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ from executor.linear import linear, operand
 from executor.workspace import Workspace
 from hrm.workspace import ROWS_AT_A_TIME
 
-__all__ = ["apply_expert", "assignments", "mixture", "route", "swiglu", "weighted_sum"]
-
-
-def route(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weights (float32) and numbers of the experts of each token, both [tokens, experts_per_token].
-
-    As Mixtral does: softmax over all experts in float32, the largest ones, renormalised to a sum of one.
-    """
-    shares = torch.softmax(logits, dim=-1, dtype=torch.float32)
-    weights, chosen = torch.topk(shares, experts_per_token, dim=-1)
-    return weights / weights.sum(dim=-1, keepdim=True), chosen
+__all__ = ["apply_expert", "assignments", "feed_forward", "swiglu", "weighted_sum"]
 
 
 def assignments(
@@ -88,21 +78,11 @@ def weighted_sum(
     return total
 
 
-def mixture(
-    x: torch.Tensor,
-    router: torch.Tensor | None,
-    experts: Sequence[torch.Tensor],
-    experts_per_token: int,
-    workspace: Workspace,
-) -> torch.Tensor:
-    """Return the experts' output for x [tokens, hidden], in the workspace; without a router the one expert's."""
-    if router is not None:
-        with workspace.frame():
-            weights, chosen = route(linear(x, router, workspace), experts_per_token)
-        return weighted_sum(x, weights, chosen, experts, 0, workspace)
-    wide = operand(x, experts[0], workspace)
+def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace) -> torch.Tensor:
+    """Return the output of one FFN for every token of x [tokens, hidden], in the workspace; `ffn` is as an expert."""
+    wide = operand(x, ffn, workspace)
     total = workspace.take(x.shape, wide.dtype)
     for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):
         with workspace.frame():
-            swiglu(part, experts[0], workspace, result)
+            swiglu(part, ffn, workspace, result)
     return total

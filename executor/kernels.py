@@ -8,11 +8,13 @@ from itertools import cycle
 
 import torch
 
-from executor.attention import append_kv, decode_attention, prefill_attention
-from executor.decoder import rms_norm, rotate
-from executor.experts import apply_expert, assignments, route
+from executor.attention import AttentionForm, append_kv, decode_attention, prefill_attention
+from executor.experts import apply_expert, assignments
 from executor.linear import linear, operand
 from executor.memory import torch_dtype
+from executor.norm import rms_norm
+from executor.rotary import rotate
+from executor.routing import route
 from executor.workspace import Workspace
 from hrm.ceilings import Kernel
 from hrm.dtypes import DType
@@ -153,10 +155,11 @@ def _attention_prefill(size: int, rows: int, device: torch.device, dtype: torch.
     query = _filled(rows * tokens * GROUP * KV_SIZE, device, dtype).view(rows, tokens, GROUP * NUM_KV_HEADS, HEAD_DIM)
     keys = _filled(rows * tokens * KV_SIZE, device, dtype).view(rows, NUM_KV_HEADS, tokens, HEAD_DIM)
     out = torch.empty_like(query).view(rows, tokens, GROUP * KV_SIZE)
+    form = AttentionForm(scale=HEAD_DIM**-0.5)
 
     def call() -> None:
         for prompt in range(rows):
-            prefill_attention(query[prompt], keys[prompt], keys[prompt], out[prompt])
+            prefill_attention(query[prompt], keys[prompt], keys[prompt], out[prompt], form)
 
     return call
 

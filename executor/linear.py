@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from executor.workspace import Workspace
 from hrm.workspace import ROWS_AT_A_TIME, piece_rows
 
-__all__ = ["is_native", "linear", "operand"]
+__all__ = ["is_native", "linear", "operand", "widened_product"]
 
 NARROW_ROWS = 1
 """Rows up to which a narrow product without native support beats widening. On a Zen 3 core, bfloat16 weights
@@ -75,11 +75,12 @@ def linear(
     for first in range(0, x.shape[0], ROWS_AT_A_TIME):
         rows = slice(first, first + ROWS_AT_A_TIME)
         with workspace.frame():
-            _widened_product(x[rows], weight, workspace, out[rows])
+            widened_product(x[rows], weight, workspace, out[rows])
     return out
 
 
-def _widened_product(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> None:
+def widened_product(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> None:
+    """Write the product that `linear` returns, computed in float32 whatever the processor does best, to `out`."""
     wide = _widened(x, workspace)
     product = out if out.dtype == torch.float32 else workspace.take(out.shape, torch.float32)
     outputs, inputs = weight.shape

@@ -1,8 +1,7 @@
-"""Reading Hugging Face safetensors checkpoints: one file or shards, experts one by one or fused, tied embeddings."""
+"""Reading Hugging Face safetensors checkpoints: one file or shards, tensors by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from safetensors import SafetensorError, safe_open
 from executor.mapped import let_go
 from hrm.errors import FileError
 from hrm.files import read_json
-from hrm.model import ModelSpec
 
-__all__ = ["CheckpointReader", "load_dense", "load_experts"]
+__all__ = ["CheckpointReader"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -97,70 +95,3 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise FileError(f"{index}: weight_map: missing, expected a mapping of tensor names to files")
     return weight_map
-
-
-def load_experts(reader: CheckpointReader, model: ModelSpec, layer: int, target: Callable[[int], torch.Tensor]) -> None:
-    """Copy a layer's experts into place: `target(expert)` is flat, gate, up and down one behind the other."""
-    split = 2 * model.intermediate_size * model.hidden_size
-    for expert, parts in enumerate(_experts(reader, model, f"model.layers.{layer}")):
-        flat = target(expert)
-        for part, tensors in ((flat[:split], parts[:-1]), (flat[split:], parts[-1:])):
-            for place, tensor in zip(part.chunk(len(tensors)), tensors, strict=True):
-                place.view(tensor.shape).copy_(tensor)
-                reader.release(tensor)
-
-
-def _experts(reader: CheckpointReader, model: ModelSpec, prefix: str) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield each expert's matrices: gate, up, down, or gate and up in one, then down."""
-    up, down = (model.intermediate_size, model.hidden_size), (model.hidden_size, model.intermediate_size)
-    if model.family == "llama":
-        names = (("gate_proj", up), ("up_proj", up), ("down_proj", down))
-        yield tuple(reader.read(f"{prefix}.mlp.{name}.weight", shape) for name, shape in names)
-    elif f"{prefix}.mlp.experts.gate_up_proj" in reader:
-        fused = reader.read(f"{prefix}.mlp.experts.gate_up_proj", (model.num_experts, 2 * up[0], up[1]))
-        downs = reader.read(f"{prefix}.mlp.experts.down_proj", (model.num_experts, *down))
-        yield from zip(fused, downs, strict=True)
-    else:
-        for expert in range(model.num_experts):
-            names = (("w1", up), ("w3", up), ("w2", down))
-            stem = f"{prefix}.block_sparse_moe.experts.{expert}"
-            yield tuple(reader.read(f"{stem}.{name}.weight", shape) for name, shape in names)
-
-
-def load_dense(
-    reader: CheckpointReader, model: ModelSpec, place: Callable[[tuple[torch.Tensor, ...]], torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Read what is no expert; `place` stores tensors one behind the other as one tensor where they are to lie.
-
-    Keys are `embedding`, `final_norm`, `head`, and per layer `L.input_norm`, `L.qkv`, `L.output`, `L.post_norm` and,
-    in a mixture, `L.router`.
-    """
-    hidden, vocab = model.hidden_size, (model.vocab_size, model.hidden_size)
-    placed = {"embedding": place((reader.read("model.embed_tokens.weight", vocab),))}
-    for layer in range(model.num_layers):
-        for name, sources in _layer_sources(reader, model, f"model.layers.{layer}").items():
-            placed[f"{layer}.{name}"] = place(tuple(reader.read(source, shape) for source, shape in sources.items()))
-    placed["final_norm"] = place((reader.read("model.norm.weight", (hidden,)),))
-    tied = model.tie_word_embeddings
-    placed["head"] = placed["embedding"] if tied else place((reader.read("lm_head.weight", vocab),))
-    return placed
-
-
-def _layer_sources(reader: CheckpointReader, model: ModelSpec, prefix: str) -> dict[str, dict[str, tuple[int, ...]]]:
-    hidden = model.hidden_size
-    attention = f"{prefix}.self_attn"
-    sources: dict[str, dict[str, tuple[int, ...]]] = {
-        "input_norm": {f"{prefix}.input_layernorm.weight": (hidden,)},
-        "qkv": {
-            f"{attention}.q_proj.weight": (model.query_size, hidden),
-            f"{attention}.k_proj.weight": (model.kv_size, hidden),
-            f"{attention}.v_proj.weight": (model.kv_size, hidden),
-        },
-        "output": {f"{attention}.o_proj.weight": (hidden, model.query_size)},
-        "post_norm": {f"{prefix}.post_attention_layernorm.weight": (hidden,)},
-    }
-    if model.family == "mixtral":
-        fused = f"{prefix}.mlp.gate.weight"
-        name = fused if fused in reader else f"{prefix}.block_sparse_moe.gate.weight"
-        sources["router"] = {name: (model.num_experts, hidden)}
-    return sources

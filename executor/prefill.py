@@ -30,45 +30,45 @@ class PrefillTasks:
             state.embed(state.round.prompt_tokens[rows], hidden)
         rotary = state.rotary.at(state.round.positions[rows])
         with state.workspace.frame():
-            shape = (batch.num_tokens, model.num_kv_heads, model.head_dim)
-            keys, values = (state.workspace.take(shape, hidden.dtype) for _ in range(2))
-            out = (flight.query(batch), keys, values)
+            shape = (batch.num_tokens, *model.cache_heads)
+            parts = [state.workspace.take(shape, hidden.dtype) for _ in range(model.cache_parts)]
+            out = (flight.query(batch), *parts)
             pre_attention(hidden, state.weights.layers[step.task.layer], model, rotary, state.workspace, out)
             for index in range(batch.num_sequences):
-                own_keys, own_values = flight.keys_values(batch, index)
-                own_keys.copy_(keys[batch.rows(index)].transpose(0, 1))
-                own_values.copy_(values[batch.rows(index)].transpose(0, 1))
+                for own, part in zip(flight.cached(batch, index), parts, strict=True):
+                    own.copy_(part[batch.rows(index)].transpose(0, 1))
 
     def offload(self, step: Step) -> None:
-        """Bring keys and values that belong there down to the host, one copy each, and put them into the cache."""
+        """Bring what belongs there down to the host, one copy of each part, and put it into the cache."""
         state, batch, cache = self.state, self.state.batch(step), self.state.cache
         first = cache.first_on_host[step.task.part] - batch.first
-        sources = self._flight(step).all_keys_values(batch, first, batch.num_sequences)
+        heads, dim = state.model.cache_heads
+        sources = self._flight(step).all_cached(batch, first, batch.num_sequences)
         if not sources[0].numel():
             return
         with state.landing.frame():
-            keys, values = state.land(sources)
-            sizes = [tokens * state.model.kv_size for tokens in batch.prompt_lens[first:]]
-            parts = zip(torch.split(keys, sizes), torch.split(values, sizes), strict=True)
-            for index, own in enumerate(parts, start=first):
-                rows = cache.host.rows(step.task.layer, batch.first + index, batch.prompt_lens[index])
-                for target, source in zip(rows, own, strict=True):
-                    target.copy_(source.view(target.shape))
+            sizes = [tokens * heads * dim for tokens in batch.prompt_lens[first:]]
+            landed = [torch.split(part, sizes) for part in state.land(sources)]
+            for index, own in enumerate(zip(*landed, strict=True), start=first):
+                parts = [part.view(heads, -1, dim) for part in own]
+                if batch.prompt_lens[index]:
+                    cache.host.store_prompt(step.task.layer, batch.first + index, parts)
 
     def attention(self, step: Step) -> None:
         """Attend within each prompt; write the cache of those that keep theirs on this device."""
         state, batch, flight = self.state, self.state.batch(step), self._flight(step)
         query, attended = flight.query(batch), flight.attended(batch)
+        layer, first_on_host = step.task.layer, state.cache.first_on_host[step.task.part]
         for index, tokens in enumerate(batch.prompt_lens):
             if not tokens:
                 continue
-            keys, values = flight.keys_values(batch, index)
+            parts = flight.cached(batch, index)
             rows = batch.rows(index)
-            prefill_attention(query[rows], keys.to(query.dtype), values.to(query.dtype), attended[rows])
-            if batch.first + index < state.cache.first_on_host[step.task.part]:
-                cached = state.cache.main.rows(step.task.layer, batch.first + index, tokens)
-                cached[0].copy_(keys)
-                cached[1].copy_(values)
+            with state.workspace.frame():
+                keys, values = state.keys_values(layer, parts, query.dtype)
+                prefill_attention(query[rows], keys, values, attended[rows], state.attention(layer))
+            if batch.first + index < first_on_host:
+                state.cache.main.store_prompt(layer, batch.first + index, parts)
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half; after the last layer only each prompt's last token goes through the head."""

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import torch
 
+from executor.attention import AttentionForm
 from executor.buffers import SplitFlight, WaveBuffers
-from executor.decoder import ModelWeights, RotaryTable, next_logits, post_attention, route_attended
+from executor.decoder import ModelWeights, next_logits, post_attention, route_attended
 from executor.kv_cache import WaveCache
+from executor.latent import LatentWeights, expand
+from executor.rotary import RotaryTable
 from executor.sampling import pick
 from executor.seats import Round
 from executor.wave import MicroBatch
@@ -66,8 +69,9 @@ class WaveState:
         return step.task.layer * self.policy.num_micro_batches + step.task.part
 
     def use(self, step: Step) -> int:
-        """Return the number of the layer's use over the run; weights laid ahead are for the next pass."""
-        return (step.pass_index + step.task.for_next_pass) * self.model.num_layers + step.task.layer
+        """Return the number of the use of the layer's experts over the run; those laid ahead are for the next pass."""
+        layers = self.model.moe_layers
+        return (step.pass_index + step.task.for_next_pass) * len(layers) + layers.index(step.task.layer)
 
     def hidden(self, step: Step) -> torch.Tensor:
         """Return the hidden states that a step works on: of all prompt tokens in prefill, then one per sequence."""
@@ -79,6 +83,20 @@ class WaveState:
     def embed(self, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
         """Write the tokens' embeddings into `hidden`."""
         torch.index_select(self.weights.embedding, 0, tokens, out=hidden)
+
+    def attention(self, layer: int) -> AttentionForm:
+        """Return how a layer attends within prompts."""
+        model = self.model
+        return AttentionForm(scale=model.attention_scale, window=model.layer_kind(layer).window)
+
+    def keys_values(
+        self, layer: int, parts: Sequence[torch.Tensor], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of a prompt, [heads, tokens, ...], from what the cache takes of it."""
+        weights = self.weights.layers[layer].attention
+        if isinstance(weights, LatentWeights):
+            return expand(parts[0].to(dtype), weights, self.model, self.workspace)
+        return parts[0].to(dtype), parts[1].to(dtype)
 
     def main_experts(self, layer: int, use: int) -> list[torch.Tensor]:
         """Return the experts of a layer that the main device computes, at this use of them."""
@@ -94,11 +112,12 @@ class WaveState:
     def post_attention(self, step: Step, attended: torch.Tensor) -> None:
         """Run what follows attention in the step's layer, up to split experts, or to the next token where none are."""
         hidden, layer = self.hidden(step), self.weights.layers[step.task.layer]
-        if self.buffers.split:
+        is_moe = step.task.layer not in self.model.dense_layers
+        if self.buffers.split and is_moe:
             routed = self.split_flight(step).routed.parts(len(hidden))
             route_attended(attended, hidden, layer, self.model, self.workspace, routed)
             return
-        experts = self.main_experts(step.task.layer, self.use(step))
+        experts = self.main_experts(step.task.layer, self.use(step)) if is_moe else []
         post_attention(attended, hidden, layer, experts, self.model, self.workspace)
         if step.task.layer == self.model.num_layers - 1:
             self.choose(step)

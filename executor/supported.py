@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf
 
 from hrm.dtypes import DType
 from hrm.errors import ModelError, PolicyError
 from hrm.model import ModelSpec
 from hrm.policy import Policy
+from hrm.variants import QKNorm
 
 __all__ = ["check_model", "check_runnable"]
 
-_FAMILIES = ("llama", "mixtral")
+_FAMILIES = ("deepseek_v2", "deepseek_v3", "kimi_k2", "llama", "mixtral", "olmoe", "qwen3_moe")
 _DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 
 
-def check_runnable(model: ModelSpec, policy: Policy, max_context_len: int | None = None) -> None:
+def check_runnable(model: ModelSpec, policy: Policy) -> None:
     """Refuse a model or a policy that is predicted but not run yet.
-
-    `max_context_len` is the longest sequence of the job, in tokens; without it, the longest that the model takes.
 
     Raises
     ------
     HrmError
         With the first thing that the engine does not do.
     """
-    check_model(model, max_context_len)
+    check_model(model)
     for problem in _policy_problems(policy):
         raise PolicyError(f"the plan is predicted, not run yet: {problem}")
 
 
-def check_model(model: ModelSpec, max_context_len: int | None = None) -> None:
+def check_model(model: ModelSpec) -> None:
     """Refuse a model that is predicted but not run yet.
 
     Raises
@@ -39,26 +37,31 @@ def check_model(model: ModelSpec, max_context_len: int | None = None) -> None:
     HrmError
         With the first thing that the engine does not do.
     """
-    for problem in _model_problems(model, max_context_len or model.max_position_embeddings):
+    for problem in _model_problems(model):
         raise ModelError(
-            f"{model.name}: is predicted, not run yet: {problem} (plain {' and '.join(_FAMILIES)} checkpoints are run)"
+            f"{model.name}: is predicted, not run yet: {problem} (checkpoints of {', '.join(_FAMILIES)} are run)"
         )
 
 
-def _model_problems(model: ModelSpec, max_context_len: int) -> Iterator[str]:
-    window = model.sliding_window if model.windowed_layers else None
+def _model_problems(model: ModelSpec) -> Iterator[str]:
     stored = [dtype for dtype in (model.dtype, model.expert_dtype) if dtype not in (None, *_DTYPES)]
     problems = {
         f"model_type {model.family}": model.family not in _FAMILIES,
-        "latent attention": model.latent is not None,
-        f"a sliding window of {window} tokens in a context of {max_context_len}": (window or inf) < max_context_len,
-        f"{len(model.dense_layers)} layers without experts": bool(model.dense_layers),
-        "shared experts": model.shared_intermediate_size > 0,
-        "biases or further norms": model.bias_parameters > 0 or model.expert_bias,
-        "rotary embedding that is scaled, partial or not in all layers": not model.plain_rope,
+        "biases or further norms": model.bias_parameters != _known_biases(model) or model.expert_bias,
+        "clipped queries, keys and values": model.qkv_clip is not None,
+        "rotary embedding that is scaled (but by YaRN), partial or not in all layers": not model.plain_rope,
         f"weights stored as {', '.join(map(str, stored))}": bool(stored),
     }
     return (problem for problem, found in problems.items() if found)
+
+
+def _known_biases(model: ModelSpec) -> int:
+    """Count the biases and norms of the whole model that the decoder knows."""
+    if model.latent is not None:
+        return model.num_layers * ((model.latent.q_lora_rank or 0) + model.latent.kv_lora_rank)
+    query, kv, dim = model.query_size, model.kv_size, model.head_dim
+    norms = {QKNorm.NONE: 0, QKNorm.HEAD: 2 * dim, QKNorm.ALL_HEADS: query + kv}[model.qk_norm]
+    return model.num_layers * (norms + model.qkv_bias * (query + 2 * kv) + model.output_bias * model.hidden_size)
 
 
 def _policy_problems(policy: Policy) -> Iterator[str]:

@@ -39,20 +39,22 @@ def _nothing() -> None:
 
 
 def _dense_and_experts(state: WaveState) -> None:
-    model, layer, device = state.model, state.weights.layers[0], state.weights.head.device
+    model, device = state.model, state.weights.head.device
+    first = model.moe_layers[0]
+    layer = state.weights.layers[first]
     dtype = state.weights.head.dtype
     rows = min(_ROWS, len(state.round.positions), state.policy.micro_batch_size)
-    heads = (model.num_query_heads, model.num_kv_heads, model.num_kv_heads)
     with torch.inference_mode():
         hidden = torch.zeros((rows, model.hidden_size), dtype=dtype, device=device)
-        query, keys, values = (
-            torch.zeros((rows, count, model.head_dim), dtype=dtype, device=device) for count in heads
-        )
+        query = torch.zeros((rows, model.num_query_heads, model.head_dim), dtype=dtype, device=device)
+        parts = [torch.zeros((rows, *model.cache_heads), dtype=dtype, device=device) for _ in range(model.cache_parts)]
         rotary = state.rotary.at(state.round.positions[:rows])
-        pre_attention(hidden, layer, model, rotary, state.workspace, (query, keys, values))
-        attended = query.reshape(rows, model.query_size)
-        prefill_attention(query, keys.transpose(0, 1), values.transpose(0, 1), attended)
-        if experts := state.main_experts(0, 0):
+        pre_attention(hidden, layer, model, rotary, state.workspace, (query, *parts))
+        attended = torch.zeros((rows, model.output_projection[0]), dtype=dtype, device=device)
+        with state.workspace.frame():
+            keys, values = state.keys_values(first, [part.transpose(0, 1) for part in parts], dtype)
+            prefill_attention(query, keys, values, attended, state.attention(first))
+        if experts := state.main_experts(first, 0):
             post_attention(attended, hidden, layer, experts, model, state.workspace)
         else:
             routed = state.buffers.split[Phase.DECODE][0].routed.parts(rows)
@@ -62,7 +64,7 @@ def _dense_and_experts(state: WaveState) -> None:
 
 
 def _cpu_experts(state: WaveState) -> None:
-    experts = state.experts.on_cpu(0)
+    experts = state.experts.on_cpu(state.model.moe_layers[0])
     first = state.model.num_experts - len(experts)
     with torch.inference_mode(), state.cpu_workspace.frame():
         x = torch.zeros((1, state.model.hidden_size), dtype=experts[0].dtype)
@@ -74,12 +76,14 @@ def _attention(state: WaveState) -> None:
     model, dtype = state.model, torch_dtype(state.policy.kv_dtype)
     device = state.backend.device if state.policy.attention_device is Processor.GPU else torch.device("cpu")
     none = torch.zeros(1, dtype=torch.int64)
+    heads, dim = model.cache_heads
     with torch.inference_mode():
-        keys, values = (torch.zeros(model.kv_size, dtype=dtype, device=device) for _ in range(2))
+        keys, values = (torch.zeros(heads * dim, dtype=dtype, device=device) for _ in range(2))
         view = CacheView(keys, values, offsets=none, capacities=none + 1)
         query = torch.zeros(
-            (1, model.num_query_heads, model.head_dim), dtype=torch_dtype(state.policy.weight_dtype), device=device
+            (1, model.num_query_heads, dim), dtype=torch_dtype(state.policy.weight_dtype), device=device
         )
-        new = query[:, : model.num_kv_heads]
-        append_kv(new, new, keys, values, view.layout(none))
-        decode_attention(query, keys, values, view.layout(none + 1), model.num_kv_heads, torch.empty_like(query))
+        new = query[:, :heads]
+        append_kv(new, new, keys, values, view.next_places(none))
+        out = query.new_empty((1, model.num_query_heads, model.attended_size // model.num_query_heads))
+        decode_attention(query, keys, values, view.valid(none + 1), heads, out)

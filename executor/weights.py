@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from executor.decoder import LayerWeights, ModelWeights
-from executor.loading import CheckpointReader, load_dense, load_experts
+from executor.decoder import ModelWeights
+from executor.loading import CheckpointReader
 from executor.memory import main_memory, pinned_memory, torch_dtype
+from executor.parameters import load_dense, load_experts
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Staging
@@ -35,8 +36,7 @@ def page_bounds(num_elements: int, num_pages: int, itemsize: int) -> tuple[int, 
 class ExpertStore:
     """The experts of all layers: resident ones, streamed ones in host memory, and at last those that the CPU computes.
 
-    `use` numbers the layers over the whole run: pass * num_layers + layer. It decides the slot that a layer's streamed
-    experts are in.
+    `use` numbers the layers with experts over the whole run. It decides the slot of a layer's streamed experts.
     """
 
     def __init__(self, policy: Policy, model: ModelSpec, backend: Backend) -> None:
@@ -48,10 +48,9 @@ class ExpertStore:
         counts = (policy.resident_experts, policy.streamed_experts(model), policy.experts_on_cpu(model))
         resident, streamed, on_cpu = ((count * self._expert,) for count in counts)
         pinned = backend.host_empty if staged else pinned_memory(backend)
-        layers = range(model.num_layers)
-        self._resident = [backend.empty(resident, dtype) for _ in layers]
-        self._streamed = [pinned(streamed, dtype) for _ in layers]
-        self._on_cpu = [backend.host_empty(on_cpu, dtype) for _ in layers]
+        self._resident = {layer: backend.empty(resident, dtype) for layer in model.moe_layers}
+        self._streamed = {layer: pinned(streamed, dtype) for layer in model.moe_layers}
+        self._on_cpu = {layer: backend.host_empty(on_cpu, dtype) for layer in model.moe_layers}
         self.bounds = page_bounds(*streamed, policy.num_pages, dtype.itemsize)
         self._slots = [backend.empty(streamed, dtype).zero_() for _ in range(IN_FLIGHT if counts[1] else 0)]
         largest = max(last - first for first, last in pairwise(self.bounds))
@@ -106,35 +105,19 @@ def load_weights(policy: Policy, model: ModelSpec, folder: Path, backend: Backen
     allocate = main_memory(policy, backend)
     reader = CheckpointReader(folder)
 
-    def place(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def place(tensors: tuple[torch.Tensor, ...], kept: torch.dtype | None = None) -> torch.Tensor:
         rows = sum(len(tensor) for tensor in tensors)
-        target = allocate((rows, *tensors[0].shape[1:]), dtype)
+        target = allocate((rows, *tensors[0].shape[1:]), kept or dtype)
         for part, tensor in zip(torch.split(target, [len(tensor) for tensor in tensors]), tensors, strict=True):
             part.copy_(tensor)
             reader.release(tensor)
         return target
 
     try:
-        weights = _model_weights(load_dense(reader, model, place), model)
+        weights = load_dense(reader, model, place)
         store = ExpertStore(policy, model, backend)
-        for layer in range(model.num_layers):
+        for layer in model.moe_layers:
             load_experts(reader, model, layer, partial(store.home, layer))
     finally:
         reader.close()
     return weights, store
-
-
-def _model_weights(placed: dict[str, torch.Tensor], model: ModelSpec) -> ModelWeights:
-    layers = tuple(
-        LayerWeights(
-            input_norm=placed[f"{layer}.input_norm"],
-            qkv=placed[f"{layer}.qkv"],
-            output=placed[f"{layer}.output"],
-            post_norm=placed[f"{layer}.post_norm"],
-            router=placed.get(f"{layer}.router"),
-        )
-        for layer in range(model.num_layers)
-    )
-    return ModelWeights(
-        embedding=placed["embedding"], layers=layers, final_norm=placed["final_norm"], head=placed["head"]
-    )

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from hrm.arrays import Reals
+from hrm.dtypes import DType
 from hrm.hardware import HardwareProfile
 from hrm.model import ModelSpec
 from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName, Staging
@@ -191,7 +192,9 @@ def _activation_width(grid: PolicyGrid) -> float:
 
 
 def _dense_weight_bytes(choices: Policy, model: ModelSpec) -> float:
-    return (model.dense_parameters + model.embedding_parameters) * choices.weight_dtype.bytes_per_element
+    corrections = model.num_moe_layers * model.num_experts if model.router.correction else 0
+    parameters = model.dense_parameters + model.embedding_parameters
+    return parameters * choices.weight_dtype.bytes_per_element + corrections * DType.FLOAT32.bytes_per_element
 
 
 def _kv_cache_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
@@ -245,7 +248,9 @@ def _transfer_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> R
     """
     tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
     width = _activation_width(grid)
-    queries = (tokens + grid.micro_batch_size) * (model.query_size + model.attended_size) * width
+    in_prefill = model.num_query_heads * model.head_dim + model.output_projection[0]
+    in_decode = model.query_size + model.attended_size
+    queries = (tokens * in_prefill + grid.micro_batch_size * in_decode) * width
     prefill_kv = tokens * model.cache_width * grid.template.kv_dtype.bytes_per_element
     decode_kv = grid.micro_batch_size * model.cache_width * width
     return IN_FLIGHT * (queries + prefill_kv + decode_kv)

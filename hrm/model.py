@@ -5,6 +5,7 @@ Family knowledge (key names, which layer is of which kind) lives in `hrm.model_c
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from hrm.dtypes import DType
 from hrm.records import record
 from hrm.units import NonNegativeInt, Positive, PositiveInt
+from hrm.variants import QKNorm, Router, Yarn
 
 __all__ = ["LatentAttention", "LayerKind", "ModelSpec"]
 
@@ -68,7 +70,11 @@ class ModelSpec:
     rms_norm_eps: Positive = 1e-5
     rope_theta: Positive = 1e4
     plain_rope: bool = True
-    """Whether positions enter by rotating all of each head in every layer, unscaled: what the executor does."""
+    """Whether positions enter by rotating all of each head in every layer: unscaled, or as `yarn` says.
+
+    Latent attention has a part of each head for it.
+    """
+    yarn: Yarn | None = None
     tie_word_embeddings: bool = False
     dtype: DType = DType.BFLOAT16
     expert_dtype: DType | None = None
@@ -82,6 +88,17 @@ class ModelSpec:
     """Biases, sinks and the extra norms of the whole model together: counted in the totals, not in any operator."""
     expert_bias: bool = False
     """Whether each of an expert's three matrices has a bias."""
+    router: Router = Router()
+    qk_norm: QKNorm = QKNorm.NONE
+    qkv_clip: Positive | None = None
+    """Largest magnitude of queries, keys and values, where they are clipped."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    attention_sinks: bool = False
+    """Whether each query head has a logit beside those of the keys, for attending to nothing."""
+    swiglu_limit: Positive | None = None
+    """Where gate and up projection are clamped: an expert is then (up + 1) * gate * sigmoid(`swiglu_alpha` * gate)."""
+    swiglu_alpha: Positive = 1.702
 
     @property
     def expert_parameters(self) -> int:
@@ -117,6 +134,31 @@ class ModelSpec:
         if self.latent is not None:
             return self.latent.kv_lora_rank + self.latent.rope_head_dim
         return 2 * self.kv_size
+
+    @property
+    def cache_heads(self) -> tuple[int, int]:
+        """How many heads the cache has, and how wide each is; latents are one head, whose values are part of it."""
+        return (self.num_kv_heads, self.head_dim) if self.latent is None else (1, self.cache_width)
+
+    @property
+    def cache_parts(self) -> int:
+        """How many tensors a layer's cache is: keys and values, or latents."""
+        return 2 if self.latent is None else 1
+
+    @property
+    def attention_scale(self) -> float:
+        """What attention multiplies its logits by."""
+        return (1.0 if self.yarn is None else self.yarn.logit_scale) / math.sqrt(self.head_dim)
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many elements of each head are rotated."""
+        return self.head_dim if self.latent is None else self.latent.rope_head_dim
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Layers with the routed experts, in order."""
+        return tuple(layer for layer in range(self.num_layers) if layer not in self.dense_layers)
 
     @property
     def attention_projections(self) -> tuple[tuple[int, int], ...]:

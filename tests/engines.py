@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from executor.engine import Engine, Generation
 from executor.prompts import Prompt
@@ -33,24 +33,77 @@ class TinyPlan:
     workload: Workload
 
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+QWEN = {"moe_intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 2}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LATENT = {
+    "num_key_value_heads": 6,
+    "moe_intermediate_size": 20,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 10,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": True}),
+    "mixtral": ("mixtral", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("qwen3_moe", QWEN | {"head_dim": 8, "norm_topk_prob": True}),
+    "qwen3_moe-mixed": (
+        "qwen3_moe",
+        QWEN
+        | {"head_dim": 12, "num_hidden_layers": 4, "mlp_only_layers": [0, 2], "attention_bias": True}
+        | {"rope_parameters": YARN},
+    ),
+    "mixtral-window": (
+        "mixtral",
+        {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
+    "deepseek_v2": ("deepseek_v2", LATENT | {"q_lora_rank": None, "first_k_dense_replace": 1}),
+    "deepseek_v2-grouped": (
+        "deepseek_v2",
+        LATENT
+        | {"n_routed_experts": 6, "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy"}
+        | {
+            "routed_scaling_factor": 2.0,
+            "q_lora_rank": 20,
+            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.5},
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        LATENT
+        | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "q_lora_rank": 20, "first_k_dense_replace": 2}
+        | {"num_hidden_layers": 4, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+}
+"""Tiny models: a family of transformers, and what differs from `SIZES`."""
+
+
 def tiny_model(kind: str, seed: int) -> Any:
+    """Make a random model; biases and norms, which transformers starts alike, are drawn too."""
+    family, changes = FAMILIES[kind]
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {
-        "vocab_size": 97,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.4,
-        "eos_token_id": None,
-        "bos_token_id": None,
-    }
-    if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)).eval()
-    config = MixtralConfig(**sizes, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)
-    return MixtralForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(SIZES | changes))).eval()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.dim() == 1 and name.startswith("model.layers") and kind not in ("llama", "mixtral"):
+            tensor.data.add_(0.4 * torch.randn_like(tensor))
+    return model
 
 
 def prompts_for(model: Any, seed: int = 0) -> tuple[Prompt, ...]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,12 +8,13 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralSparseMoeBlock
 
 from executor import linear as linear_module
-from executor.attention import append_kv, decode_attention, prefill_attention
-from executor.decoder import rms_norm
-from executor.experts import mixture
+from executor.attention import AttentionForm, append_kv, decode_attention, prefill_attention
+from executor.experts import weighted_sum
 from executor.kernels import kernel_probes
 from executor.kv_cache import KVCache
 from executor.linear import linear, operand
+from executor.norm import rms_norm
+from executor.routing import RouterWeights, choose_experts
 from executor.weights import page_bounds
 from executor.workspace import host_workspace
 from hrm import workspace as workspace_module
@@ -20,6 +22,7 @@ from hrm.ceilings import Kernel
 from hrm.dtypes import DType
 from hrm.errors import OutOfMemoryError
 from hrm.model import ModelSpec
+from hrm.model_config import load_model
 from hrm.schedule.task import Lane
 from hrm.workspace import experts_workspace_bytes, linear_workspace_bytes
 
@@ -70,6 +73,13 @@ def test_rms_norm_is_that_of_transformers():
         torch.testing.assert_close(normed.float(), reference(x.float()).detach(), rtol=tolerance, atol=tolerance)
 
 
+def mixture(x, router, experts, workspace):
+    """Route tokens by `router` [experts, hidden], two experts each, and return the experts' output."""
+    model = replace(load_model("mixtral-8x7b"), num_experts=len(experts))
+    shares, chosen = choose_experts(x, RouterWeights(weight=router), model, workspace)
+    return weighted_sum(x, shares, chosen, experts, 0, workspace)
+
+
 @pytest.mark.parametrize("tokens", [1, 5, 300])
 def test_mixture_is_that_of_transformers(tokens):
     torch.manual_seed(tokens)
@@ -84,7 +94,7 @@ def test_mixture_is_that_of_transformers(tokens):
     ]
     workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 5)))
 
-    total = mixture(x, block.gate.weight.data, flat, 2, workspace)
+    total = mixture(x, block.gate.weight.data, flat, workspace)
 
     torch.testing.assert_close(total, block(x[None])[0].detach(), rtol=1e-4, atol=1e-3)
 
@@ -94,7 +104,7 @@ def test_the_workspace_suffices_when_all_tokens_choose_the_same_expert():
     router = torch.zeros(4, 16).bfloat16()
     workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 4)))
 
-    mixture(torch.randn(tokens, 16).bfloat16(), router, experts, 2, workspace)
+    mixture(torch.randn(tokens, 16).bfloat16(), router, experts, workspace)
 
     assert 0 < workspace.peak_bytes <= workspace.capacity_bytes
 
@@ -122,19 +132,18 @@ def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
     )
     sequences = [tuple(torch.randn(length + 1, heads, 16) for heads in (6, 2, 2)) for length in lens]
     for index, (length, (_, keys, values)) in enumerate(zip(lens, sequences, strict=True)):
-        for target, source in zip(cache.rows(0, index, length), (keys, values), strict=True):
-            target.copy_(source[:length].transpose(0, 1))
+        cache.store_prompt(0, index, [part[:length].transpose(0, 1) for part in (keys, values)])
     query, new_keys, new_values = (torch.stack([parts[at][-1] for parts in sequences]) for at in range(3))
     cached = torch.tensor(lens)
     out = torch.empty_like(query)
 
     view = cache.view(0, 0, 3)
-    append_kv(new_keys, new_values, view.keys, view.values, view.layout(cached))
-    decode_attention(query, view.keys, view.values, view.layout(cached + 1), 2, out)
+    append_kv(new_keys, new_values, view.keys, view.values, view.next_places(cached))
+    decode_attention(query, view.keys, view.values, view.valid(cached + 1), 2, out)
 
     for index, (queries, keys, values) in enumerate(sequences):
         whole = torch.empty(lens[index] + 1, 6 * 16)
-        prefill_attention(queries, keys.transpose(0, 1), values.transpose(0, 1), whole)
+        prefill_attention(queries, keys.transpose(0, 1), values.transpose(0, 1), whole, AttentionForm(scale=0.25))
         torch.testing.assert_close(out[index].flatten(), whole[-1], rtol=1e-4, atol=1e-5)
 
 
@@ -143,7 +152,7 @@ def test_prefill_attention_is_causal_and_grouped():
     query, keys, values = torch.randn(9, 6, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
     out = torch.empty(9, 48)
 
-    prefill_attention(query, keys, values, out)
+    prefill_attention(query, keys, values, out, AttentionForm(scale=8**-0.5))
 
     keys, values = (part.repeat_interleave(3, dim=0) for part in (keys, values))
     expected = F.scaled_dot_product_attention(query.transpose(0, 1), keys, values, is_causal=True)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from executor.loading import CheckpointReader, load_dense, load_experts
+from executor.loading import CheckpointReader
+from executor.parameters import load_dense, load_experts
 from hrm.errors import FileError
 from hrm.model import ModelSpec
 
@@ -55,7 +56,7 @@ def load(folder: Path) -> list[torch.Tensor]:
     """Load everything; returns the two experts, flat."""
     reader = CheckpointReader(folder)
     experts = [torch.empty(MODEL.expert_parameters) for _ in range(2)]
-    load_dense(reader, MODEL, torch.cat)
+    load_dense(reader, MODEL, lambda tensors, _kept=None: torch.cat(tensors))
     load_experts(reader, MODEL, 0, experts.__getitem__)
     return experts
 

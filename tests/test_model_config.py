@@ -45,6 +45,8 @@ LLAMA4 = COMMON | {
 }
 DEEPSEEK = COMMON | {
     "model_type": "deepseek_v3",
+    "n_group": 2,
+    "topk_group": 1,
     "num_key_value_heads": 4,
     "kv_lora_rank": 8,
     "q_lora_rank": None,
@@ -113,7 +115,7 @@ def test_missing_sizes_are_named(config, name):
     ("changes", "plain"),
     [
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, True),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0}}, False),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0}}, True),
         ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, False),
         ({"rope_theta": 5e5, "rope_scaling": None}, True),
         ({"rope_theta": 5e5, "partial_rotary_factor": 0.5}, False),

@@ -10,7 +10,7 @@ from executor.supported import check_runnable
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.errors import HrmError, ModelError, PolicyError
-from hrm.model import LatentAttention, ModelSpec
+from hrm.model import ModelSpec
 from hrm.model_config import load_model
 from hrm.policy import Policy, Processor, ScheduleName
 from hrm.workload import Workload
@@ -41,7 +41,6 @@ POLICY = Policy(
     kv_dtype=DType.BFLOAT16,
 )
 HOST = replace(POLICY, ffn_device=Processor.CPU, schedule=ScheduleName.HOST)
-LATENT = LatentAttention(kv_lora_rank=8, nope_head_dim=4, rope_head_dim=2, value_head_dim=4)
 
 
 ON_GPU = replace(POLICY, attention_device=Processor.GPU, kv_on_gpu=1.0)
@@ -69,12 +68,10 @@ def test_plain_models_and_policies_are_run(model, policy):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"family": "qwen3_moe"}, "model_type qwen3_moe"),
-        ({"latent": LATENT}, "latent attention"),
-        ({"sliding_window": 8, "windowed_layers": (1,)}, "a sliding window of 8 tokens in a context of 64"),
-        ({"dense_layers": (0,), "dense_intermediate_size": 8}, "1 layers without experts"),
-        ({"shared_intermediate_size": 8}, "shared experts"),
+        ({"family": "qwen2_moe"}, "model_type qwen2_moe"),
         ({"bias_parameters": 8}, "biases"),
+        ({"qkv_bias": True}, "biases"),
+        ({"qkv_clip": 8.0}, "clipped queries"),
         ({"expert_bias": True}, "biases"),
         ({"plain_rope": False}, "rotary embedding"),
         ({"dtype": DType.FLOAT8}, "weights stored as float8"),
@@ -86,14 +83,6 @@ def test_other_models_are_refused(changes, said):
         check_runnable(replace(MODEL, **changes), POLICY)
 
     assert "\n" not in str(caught.value)
-
-
-def test_a_window_that_the_job_does_not_outgrow_is_run():
-    windowed = replace(MODEL, sliding_window=8, windowed_layers=(0, 1))
-
-    check_runnable(windowed, POLICY, max_context_len=8)
-    with pytest.raises(ModelError, match="in a context of 9"):
-        check_runnable(windowed, POLICY, max_context_len=9)
 
 
 @pytest.mark.parametrize(

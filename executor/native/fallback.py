@@ -11,25 +11,34 @@ __all__ = ["append_kv", "decode_attention"]
 Layout = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def decode_attention(
+def decode_attention(  # noqa: PLR0913 (the buffers of one kernel call, kept flat)
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     layout: Layout,
     num_kv_heads: int,
     out: torch.Tensor,
+    sinks: torch.Tensor | None = None,
 ) -> None:
-    """As `executor.native.decode_attention`; `layout` is offsets, capacities and lengths. Arithmetic is float32."""
+    """As `executor.native.decode_attention`; `layout` is offsets, capacities and lengths. Arithmetic is float32.
+
+    `sinks` [num_query_heads] are logits beside those of the keys, without a value. `out` may be narrower than the
+    query: it takes the first part of each head's output.
+    """
     batch, num_query_heads, head_dim = query.shape
     grouped = query.view(batch, num_kv_heads, num_query_heads // num_kv_heads, head_dim).float() / math.sqrt(head_dim)
-    grouped_out = out.view(grouped.shape)
+    grouped_out = out.view(*grouped.shape[:3], -1)
+    beside = torch.empty((num_kv_heads, num_query_heads // num_kv_heads, 0), device=query.device)
+    if sinks is not None:
+        beside = sinks.float().view(*beside.shape[:2], 1)
     blocks = _blocks(layout, num_kv_heads, head_dim, keys.numel(), new_tokens=0)
     for i, (start, capacity, length) in enumerate(blocks):
         shape = (num_kv_heads, capacity, head_dim)
         owned = slice(start, start + math.prod(shape))
         k = keys[owned].view(shape)[:, :length].float()
-        v = values[owned].view(shape)[:, :length].float()
-        grouped_out[i] = torch.softmax(grouped[i] @ k.mT, dim=-1) @ v
+        v = values[owned].view(shape)[:, :length, : out.shape[-1]].float()
+        weights = torch.softmax(torch.cat((grouped[i] @ k.mT, beside), dim=-1), dim=-1)
+        grouped_out[i] = weights[..., :length] @ v
 
 
 def append_kv(

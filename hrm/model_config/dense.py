@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hrm.model_config.parts import (
     Fields,
-    QKNorm,
     attention,
     combine,
     decoder,
@@ -15,6 +14,7 @@ from hrm.model_config.parts import (
     windows,
 )
 from hrm.model_config.reader import Reader
+from hrm.variants import QKNorm
 
 __all__ = ["DENSE"]
 

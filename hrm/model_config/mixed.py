@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hrm.model_config.parts import (
     Fields,
-    QKNorm,
     attention,
     combine,
     decoder,
@@ -16,10 +15,12 @@ from hrm.model_config.parts import (
     qwen_window,
     shared_expert,
     shared_experts,
+    softmax_router,
     window_size,
     windows,
 )
 from hrm.model_config.reader import Reader
+from hrm.variants import QKNorm
 
 __all__ = ["MIXED"]
 
@@ -48,6 +49,7 @@ def _qwen3_moe(read: Reader, tied: bool | None = False) -> Fields:
         attention(read, qkv_bias=bias, out_bias=bias, qk_norm=QKNorm.HEAD, required=("num_key_value_heads",)),
         _qwen_experts(read),
         _qwen_dense_layers(read),
+        softmax_router(read),
         windows(read, size=qwen_window(read)),
     )
 

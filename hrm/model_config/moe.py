@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from hrm.model_config.parts import (
     Fields,
-    QKNorm,
     attention,
     combine,
     decoder,
     experts,
     extra,
-    rope,
     shared_expert,
+    softmax_router,
     window_size,
     windows,
 )
 from hrm.model_config.reader import Reader
+from hrm.model_config.rotary import rope
+from hrm.variants import QKNorm, Router
 
 __all__ = ["MOE"]
 
@@ -60,7 +61,7 @@ def _minimax_m2(read: Reader) -> Fields:
 
 
 def _gpt_oss(read: Reader) -> Fields:
-    """Biases everywhere, a sink per query head, and a window in every second layer."""
+    """Biases everywhere, a sink per query head, clamped experts, and a window in every second layer."""
     bias = read.flag("attention_bias", True)
     routed = experts(read, chosen=("num_experts_per_tok", "experts_per_token"), bias=True)
     heads = attention(read, qkv_bias=bias, out_bias=bias, required=("num_key_value_heads", "head_dim"))
@@ -70,14 +71,24 @@ def _gpt_oss(read: Reader) -> Fields:
         routed,
         extra(read.integer("num_hidden_layers") * (heads["num_query_heads"] + routed["num_experts"])),
         windows(read, size=window_size(read, default=128), where=lambda layer: layer % 2 == 0),
-    )
+    ) | {
+        "router": Router(bias=True),
+        "attention_sinks": True,
+        "swiglu_limit": read.number("swiglu_limit", 7.0),
+        "swiglu_alpha": read.number("swiglu_alpha", 1.702),
+    }
 
 
 def _olmoe(read: Reader) -> Fields:
     """Norms over all query and key heads together; FlexOlmo's other norms are as many as usual."""
     bias = read.flag("attention_bias")
+    clip = None if read.value("clip_qkv") is None else read.number("clip_qkv", 0.0)
     return combine(
-        decoder(read), attention(read, qkv_bias=bias, out_bias=bias, qk_norm=QKNorm.ALL_HEADS), experts(read)
+        decoder(read),
+        attention(read, qkv_bias=bias, out_bias=bias, qk_norm=QKNorm.ALL_HEADS),
+        experts(read),
+        softmax_router(read),
+        {"qkv_clip": clip},
     )
 
 
@@ -101,11 +112,14 @@ def _dbrx(read: Reader) -> Fields:
     hidden, heads = read.integer("d_model"), read.integer("n_heads")
     kv_heads = attention_part.integer("kv_n_heads")
     read.only("num_key_value_heads", kv_heads)
-    theta, plain = rope(read)
+    positions = rope(read)
     if hidden % heads or heads % kv_heads:
         raise read.error("n_heads", f"{heads} does not divide d_model {hidden}, or kv_n_heads {kv_heads} it (correct)")
     routed = experts(ffn, count=("moe_num_experts",), chosen=("moe_top_k",), width="ffn_hidden_size")
-    return routed | {
+    theta = attention_part.number("rope_theta", positions["rope_theta"])
+    return {
+        **routed,
+        **positions,
         "num_layers": read.integer("n_layers"),
         "hidden_size": hidden,
         "num_query_heads": heads,
@@ -113,8 +127,7 @@ def _dbrx(read: Reader) -> Fields:
         "head_dim": hidden // heads,
         "vocab_size": read.integer("vocab_size"),
         "max_position_embeddings": read.integer("max_seq_len"),
-        "rope_theta": attention_part.number("rope_theta", theta),
-        "plain_rope": plain,
+        "rope_theta": theta,
         "tie_word_embeddings": read.flag("tie_word_embeddings"),
     }
 

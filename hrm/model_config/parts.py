@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from enum import Enum
 from typing import Any
 
 from hrm.model_config.reader import Reader
+from hrm.model_config.rotary import rope
+from hrm.variants import QKNorm, Router
 
 __all__ = [
     "Fields",
-    "QKNorm",
     "attention",
     "combine",
     "decoder",
@@ -22,23 +22,15 @@ __all__ = [
     "leading_dense_layers",
     "moe_layer_count",
     "qwen_window",
-    "rope",
     "shared_expert",
     "shared_experts",
+    "softmax_router",
     "window_size",
     "windows",
 ]
 
 Fields = dict[str, Any]
 """Some of `ModelSpec`'s fields by name."""
-
-
-class QKNorm(Enum):
-    """What the norms of queries and keys are as wide as."""
-
-    NONE = "none"
-    HEAD = "head"
-    ALL_HEADS = "all heads"
 
 
 def combine(*parts: Fields) -> Fields:
@@ -70,45 +62,14 @@ def decoder(
     """
     read.only("hidden_act", *activations)
     read.only("hidden_activation", *activations)
-    theta, plain = rope(read, theta)
-    return {
+    return rope(read, theta) | {
         "num_layers": num_layers(read),
         "hidden_size": read.integer("hidden_size"),
         "vocab_size": read.integer("vocab_size"),
         "max_position_embeddings": read.integer("max_position_embeddings"),
         "rms_norm_eps": read.number("rms_norm_eps", norm_eps),
-        "rope_theta": theta,
-        "plain_rope": plain,
         "tie_word_embeddings": read.flag("tie_word_embeddings", tied),
     }
-
-
-_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope", "proportional")
-
-
-def rope(read: Reader, theta: float = 1e4) -> tuple[float, bool]:
-    """Read the base of the rotary embedding (by default `theta`), and whether it turns all of each head, unscaled."""
-    theta = read.number("rope_theta", theta)
-    plain = read.number("partial_rotary_factor", 1.0) == 1.0 and read.value("rotary_dim") is None
-    for name in ("rope_parameters", "rope_scaling"):
-        section = read.section(name)
-        if section is None:
-            continue
-        by_kind = [part for kind in ("full_attention", "sliding_attention") if (part := section.section(kind))]
-        for part in by_kind or [section]:
-            plain = _is_plain(part) and not by_kind and plain
-        theta = (by_kind or [section])[0].number("rope_theta", theta)
-    return theta, plain
-
-
-def _is_plain(rope_parameters: Reader) -> bool:
-    """Whether rotary parameters change nothing; none of them changes a shape."""
-    rope_parameters.only("rope_type", *_ROPE_TYPES)
-    rope_parameters.only("type", *_ROPE_TYPES)
-    plain = rope_parameters.value("rope_type", "type") in (None, "default")
-    plain &= rope_parameters.number("partial_rotary_factor", 1.0) == 1.0
-    rope_parameters.ignore_all()
-    return plain
 
 
 def heads(read: Reader, required: Collection[str] = ()) -> Fields:
@@ -149,7 +110,13 @@ def attention(
     kv = fields["num_kv_heads"] * fields["head_dim"]
     norms = {QKNorm.NONE: 0, QKNorm.HEAD: 2 * fields["head_dim"], QKNorm.ALL_HEADS: query + kv}
     per_layer = norms[qk_norm] + qkv_bias * (query + 2 * kv) + out_bias * read.integer("hidden_size")
-    return fields | extra(num_layers(read) * per_layer)
+    kinds = {"qk_norm": qk_norm, "qkv_bias": qkv_bias, "output_bias": out_bias}
+    return fields | kinds | extra(num_layers(read) * per_layer)
+
+
+def softmax_router(read: Reader) -> Fields:
+    """Read a router that scores by softmax and divides shares by their sum only where told to."""
+    return {"router": Router(renormalized=read.flag("norm_topk_prob"))}
 
 
 def extra(parameters: int) -> Fields:

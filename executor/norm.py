@@ -1,0 +1,23 @@
+"""RMS norm."""
+
+from __future__ import annotations
+
+import torch
+
+from executor.workspace import Workspace
+
+__all__ = ["rms_norm"]
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, workspace: Workspace) -> torch.Tensor:
+    """Return x / rms(x) * weight in the dtype of `x`, in the workspace; the norm is computed in float32."""
+    normed = workspace.take(x.shape, x.dtype)
+    with workspace.frame():
+        wide = x if x.dtype == torch.float32 else workspace.take(x.shape, torch.float32).copy_(x)
+        norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        if wide is x:
+            torch.mul(x, scale, out=normed)
+        else:
+            normed.copy_(wide.mul_(scale))
+    return normed.mul_(weight)
