@@ -93,6 +93,11 @@ def alternate(roof: str, ours: Rate, peers: Mapping[str, Rate], rounds: int) -> 
         ratio = statistics.median(own) / statistics.median(other)
         note = "" if all(pair[2] for pair in kept) else "   disturbed"
         print(f"{roof:28s} {name:14s} {ratio:9.2f}   {spread(own)}   {spread(other)}{note}", flush=True)
+    if len(pairs) > 1:
+        own = [pair[0] for found in pairs.values() for pair in found]
+        best = max(pairs, key=lambda name: statistics.median(pair[1] for pair in pairs[name]))
+        ratio = statistics.median(own) / statistics.median(pair[1] for pair in pairs[best])
+        print(f"{roof:28s} {'best: ' + best:14s} {ratio:9.2f}   (all of ours against the peer with the highest median)")
 
 
 def spread(rates: list[float]) -> str:

@@ -28,7 +28,7 @@ TORCH_DTYPES = {
     DType.FLOAT16: torch.float16,
 }
 
-_QUICK_S, _THOROUGH_S = 11.0, 105.0
+_QUICK_S, _THOROUGH_S = 9.5, 105.0
 """Time a whole profile aims at; what is under way is finished, so the end comes a little later."""
 
 

@@ -37,8 +37,9 @@ Shape = tuple[int, int, int]
 _TINY: Shape = (128, 128, 128)
 """Small enough for any dtype to end; smaller ones show their fixed costs, not their rate."""
 _SIZES = (256, 512, 1024, 2048, 4096, 8192)
-_OBLONG = ((4, 1, 1), (1, 4, 1), (1, 1, 4))
-"""Around the best square: one side this many times longer."""
+_INNER, _COLUMNS, _ROWS = 1, 2, 0
+_STRETCHES = (4.0, 2.0, 0.5)
+"""From the best square on, each side in turn is made so many times as long: long inner sides suit some processors."""
 _MOST_BYTES = 256 * MIB
 _CLOSE, _FINALISTS = 0.9, 3
 """So many of the shapes that a first trial puts within this share of the best are measured."""
@@ -121,16 +122,18 @@ def _tiny_s(bench: Bench, lane: Lane, dtype: DType) -> float | None:
 
 
 def _fastest(bench: Bench, lane: Lane, dtype: DType, threads: int) -> list[Shape]:
-    """Try squares as long as one takes no longer than a repeat may, then oblongs of the best square's size."""
+    """Try squares as long as one takes no longer than a repeat may, then stretch the sides of the best one by one."""
     tried: dict[Shape, float] = {}
     for size in _SIZES:
-        if tried and (_bytes((size,) * 3) > _room_bytes(bench, lane) or _too_long(bench, tried, size)):
+        if tried and not _fits(bench, lane, (size,) * 3, tried):
             break
         _try(bench, lane, (dtype, threads), (size, size, size), tried)
-    best = max(tried, key=lambda shape: tried[shape])
-    for factors in () if bench.quick else _OBLONG:
-        rows, inner, columns = (side * factor // 2 for side, factor in zip(best, factors, strict=True))
-        _try(bench, lane, (dtype, threads), (rows, inner, columns), tried)
+    for side in () if bench.quick else (_INNER, _COLUMNS, _ROWS):
+        best = max(tried, key=lambda shape: tried[shape])
+        for factor in _STRETCHES:
+            rows, inner, columns = (int(old * factor) if at == side else old for at, old in enumerate(best))
+            if _fits(bench, lane, (rows, inner, columns), tried):
+                _try(bench, lane, (dtype, threads), (rows, inner, columns), tried)
     top = max(tried.values())
     close = sorted((shape for shape in tried if tried[shape] >= _CLOSE * top), key=lambda shape: -tried[shape])
     return close[: 1 if bench.quick else _FINALISTS]
@@ -144,8 +147,11 @@ def _try(bench: Bench, lane: Lane, kind: tuple[DType, int], shape: Shape, tried:
     tried[shape] = flop / once_s
 
 
-def _too_long(bench: Bench, tried: Mapping[Shape, float], size: int) -> bool:
-    return 2.0 * size**3 / max(tried.values()) > bench.case_s
+def _fits(bench: Bench, lane: Lane, shape: Shape, tried: Mapping[Shape, float]) -> bool:
+    """Whether a product takes no longer than a repeat may, and no more memory than there is."""
+    rows, inner, columns = shape
+    too_long = 2.0 * rows * inner * columns / max(tried.values()) > bench.case_s
+    return not too_long and _bytes(shape) <= _room_bytes(bench, lane)
 
 
 def _bytes(shape: Shape) -> int:

@@ -40,6 +40,7 @@ __all__ = [
 REQUEST_BYTES = (MIB // 8, MIB, 4 * MIB, 16 * MIB)
 DEPTHS = (1, 4, 16)
 _FILE_BYTES, _LEAST_BYTES = GIB, 64 * MIB
+_ROUNDS_QUICK, _ROUNDS_A_VISIT = 5, 3
 _FREE_SHARE = 4
 """The file takes at most one part in so many of what is free."""
 _WRITE_BYTES = 16 * MIB
@@ -179,7 +180,8 @@ class DirectReader:
         amounts = {request_name(size, depth): self.repeat(bench, size, depth) for size, depth in requests}
         timed = {name: work for name, (_, work) in amounts.items()}
         warm_up(timed)
-        times = measure(timed, rounds=5, budget_s=bench.rounds * bench.case_s * len(timed), log=bench.log)
+        rounds = _ROUNDS_QUICK if bench.quick else _ROUNDS_A_VISIT
+        times = measure(timed, rounds=rounds, budget_s=bench.rounds * bench.case_s * len(timed), log=bench.log)
         return {name: tuple(amounts[name][0] / seconds for seconds in times[name]) for name in times}
 
     def repeat(self, bench: Bench, size: int, depth: int) -> tuple[int, Callable[[], float]]:

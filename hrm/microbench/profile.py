@@ -40,6 +40,8 @@ __all__ = ["Request", "profile_machine"]
 
 _SECOND_VISIT_S = 28.0
 """Kept back from the kernels' time for the second look at the host's memory and products."""
+_DISK_VISIT_S = 10.0
+"""Kept back for the second look at the disk."""
 
 
 @record
@@ -88,6 +90,11 @@ class _Run:
         launch = self.section("host launch", Measurement, lambda: launch_s(bench, Lane.CPU))
         return HostSamples(memory=memory, caches=caches, products=products, launch_s=launch)
 
+    def disk(self, folder: Path, visit: int) -> DiskSamples:
+        """Read the disk for the first or the second time: what lies below a virtual disk may have changed."""
+        again = " again" if visit > 1 else ""
+        return self.section(f"disk{again}", DiskSamples, lambda: disk_samples(self.bench, folder))
+
     def device(self, notes: Notes) -> Level:
         """Measure the device's memory, products and launches."""
         bench = self.bench
@@ -127,10 +134,12 @@ class _Run:
         notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
         return rate
 
-    def tables(self, notes: Notes, probes: Sequence[KernelProbe], levels: Iterable[str]) -> tuple[CeilingTable, ...]:
-        """Measure the kernels' tables in the time that is left, shared evenly."""
+    def tables(
+        self, notes: Notes, probes: Sequence[KernelProbe], levels: Iterable[str], *, disk: bool
+    ) -> tuple[CeilingTable, ...]:
+        """Measure the kernels' tables in the time that is left, shared evenly; second visits have theirs kept back."""
         jobs = table_jobs(probes, levels)
-        kept_back_s = 0.0 if self.bench.quick else _SECOND_VISIT_S
+        kept_back_s = 0.0 if self.bench.quick else _SECOND_VISIT_S + (_DISK_VISIT_S if disk else 0.0)
         tables = []
         for done, (probe, level) in enumerate(jobs):
             budget_s = max(0.0, self.bench.left_s - kept_back_s) / (len(jobs) - done)
@@ -186,6 +195,11 @@ def _both(first: HostSamples, second: HostSamples) -> HostSamples:
     return replace(first, memory=memory("memory"), caches=memory("caches"), products=products)
 
 
+def _both_reads(first: DiskSamples, second: DiskSamples) -> DiskSamples:
+    rates = {name: first.bytes_per_s[name] + second.bytes_per_s[name] for name in first.bytes_per_s}
+    return replace(first, bytes_per_s=rates, latency_s=first.latency_s + second.latency_s)
+
+
 def profile_machine(
     backend: Backend,
     probes: Sequence[KernelProbe] = (),
@@ -210,10 +224,15 @@ def profile_machine(
     run = _Run(Bench(backend, quick=request.quick, progress=progress), _journal(request))
     notes = Notes(request.command)
     host = run.host(1)
-    levels, links, shares, shared = _beside_the_host(run, notes, request.disk)
-    tables = run.tables(notes, probes, ["cpu", *(name for name in levels if name == "gpu")])
+    levels, links, shares, shared = _beside_the_host(run, notes)
+    disk = run.disk(request.disk, 1) if request.disk else None
+    tables = run.tables(notes, probes, ["cpu", *levels], disk=disk is not None)
     if not request.quick:
         host = _both(host, run.host(2))
+    if request.disk and disk and not request.quick:
+        disk = _both_reads(disk, run.disk(request.disk, 2))
+    if disk:
+        levels["disk"], links["disk"] = disk_level(notes, disk), disk_link(notes, disk)
     spec = run.spec
     facts |= accelerator_facts(backend.device) | {"load at the end": system_facts()["load at the start"]}
     facts |= {"date": dt.date.today().isoformat(), "command": request.command}
@@ -242,9 +261,9 @@ def _journal(request: Request) -> Journal:
 
 
 def _beside_the_host(
-    run: _Run, notes: Notes, disk: Path | None
+    run: _Run, notes: Notes
 ) -> tuple[dict[str, Level], dict[str, Link], dict[str, float], dict[str, SharedRate]]:
-    """Measure the device and the disk, where there are: levels, links, contention, shared rates."""
+    """Measure the device where there is one: levels, links, contention, shared rates."""
     levels: dict[str, Level] = {}
     links: dict[str, Link] = {}
     shares: dict[str, float] = {}
@@ -254,8 +273,4 @@ def _beside_the_host(
         links = run.links(notes)
         shares = run.contention(notes)
         shared = {"host_memory": run.shared(notes)}
-    if disk is not None:
-        found = run.section("disk", DiskSamples, lambda: disk_samples(run.bench, disk))
-        levels["disk"] = disk_level(notes, found)
-        links["disk"] = disk_link(notes, found)
     return levels, links, shares, shared
