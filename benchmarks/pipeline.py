@@ -40,7 +40,7 @@ from hrm.workload import Workload
 from solver import Problem, make_plan
 from solver.ablation import ScheduleResult, compare_schedules
 
-DIMENSIONS = "--layers 6 --hidden-size 512 --intermediate-size 1024 --query-heads 8 --kv-heads 2 --experts 8 --top-k 2"
+DIMENSIONS = "--layers 5 --hidden-size 768 --intermediate-size 1536 --query-heads 12 --kv-heads 4 --experts 8 --top-k 2"
 PROMPT_LENS = (8, 12, 16, 24, 32, 40)
 GOALS = {Bound.CROSS_LEVEL: 0.95, Bound.COMPUTE: 0.90, Bound.MEMORY: 0.90}
 BUSY = 0.6
@@ -60,9 +60,9 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "l4-like": Case("mini-l4", 4.0, 0.6, 288, 13),
-    "t4-like": Case("mini-t4", 4.0, 0.4, 384, 13),
-    "device-bound": Case("mini-device-bound", 1.0, 0.5, 192, 13),
+    "l4-like": Case("mini-l4", 4.0, 0.5, 192, 9),
+    "t4-like": Case("mini-t4", 4.0, 0.5, 192, 9),
+    "device-bound": Case("mini-device-bound", 0.5, 0.5, 192, 9),
 }
 
 

@@ -22,9 +22,11 @@ from hrm.schedule.task import Lane
 __all__ = ["EmulatedBackend", "PacedLink"]
 
 _CHUNK_BYTES = 256 * 1024
-"""Bytes between two looks at the clock: fine enough to spread a copy over its time, coarse enough to cost nothing."""
-_WAKE_S = 2e-4
-"""How far inside a copy bytes may run ahead of the pace: a sleep that is shorter costs more than it spreads."""
+_CHUNK_S = 2e-3
+"""Bytes between two looks at the clock: at least the former, and what crosses in the latter. Fine enough to spread a
+copy over its time; coarse enough to leave the interpreter lock to the lanes that compute."""
+_AHEAD_S = 2e-4
+"""How far a copy may run ahead of the pace before it sleeps: a shorter sleep costs more than it spreads."""
 
 
 class PacedLink:
@@ -39,24 +41,28 @@ class PacedLink:
         self._free_s = 0.0
 
     def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], event: WorkEvent) -> None:
-        """Move the second tensor of each pair into the first, and return when the pace allows, or later.
+        """Move the second tensor of each pair into the first; they have arrived at the pace after `settle`.
 
         Each chunk has its own deadline, counted from when `event` was ready and the link free, so that late wake-ups
         do not add up; the event starts then too.
         """
         until_s = max(event.ready_s, self._free_s)
         event.started_s = min(event.started_s, until_s)
+        chunk_bytes = max(_CHUNK_BYTES, int(_CHUNK_S * self.bytes_per_s))
         for target, source in pairs:
             num_bytes = source.nbytes
             target_address, source_address = target.data_ptr(), source.data_ptr()
-            for offset in range(0, num_bytes, _CHUNK_BYTES):
-                size = min(_CHUNK_BYTES, num_bytes - offset)
+            for offset in range(0, num_bytes, chunk_bytes):
+                size = min(chunk_bytes, num_bytes - offset)
                 # memmove through ctypes lets go of the interpreter lock: other lanes run meanwhile.
                 ctypes.memmove(target_address + offset, source_address + offset, size)
                 until_s += size / self.bytes_per_s
-                _sleep_until(until_s - _WAKE_S)
+                _sleep_until(until_s - _AHEAD_S)
         self._free_s = until_s
-        _sleep_until(until_s)
+
+    def settle(self) -> None:
+        """Wait until what was copied has arrived."""
+        _sleep_until(self._free_s)
 
 
 def _sleep_until(deadline_s: float) -> None:
@@ -80,6 +86,8 @@ class EmulatedBackend:
     def _make_stream(self, lane: Lane) -> WorkerStream:
         if lane is Lane.GPU:
             return WorkerStream(lane, cores=self._device_cores, threads=len(self._device_cores))
+        if link := self._links.get(lane):
+            return WorkerStream(lane, cores=self._host_cores, settle=link.settle)
         # Staging into pinned memory is the host's work too, so it is as slow as the host.
         slowdown = self.spec.host_slowdown if lane in (Lane.CPU, Lane.PIN) else 1.0
         threads = len(self._host_cores) if lane is Lane.CPU else 1
@@ -122,7 +130,10 @@ class EmulatedBackend:
         link.copy(parts(target, source), current_event())
 
     def await_copies(self) -> None:
-        """Do nothing: `copy` returns when all has arrived."""
+        """Block until what the calling lane has copied has arrived."""
+        lane = current_lane()
+        if link := self._links.get(lane) if lane is not None else None:
+            link.settle()
 
     def close(self) -> None:
         """End the streams; further use is an error."""
