@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from executor.sampling import Settings, seed_for
 from executor.tokenizer import Tokenizer
 from hrm.errors import FileError
-from hrm.files import atomic_writer, from_plain, to_plain
+from hrm.files import from_plain, to_plain
 from hrm.records import record
 
-__all__ = ["Completion", "Prompt", "read_prompts", "write_completions"]
+__all__ = ["Completion", "Entry", "Prompt", "answer_line", "read_entries", "read_prompts"]
 
 _SOURCES = ("prompt", "messages", "tokens")
 DEFAULTS = Settings()
@@ -39,60 +38,104 @@ class Completion:
     finish_reason: str
 
 
-def read_prompts(path: str | Path, checkpoint_dir: str | Path, defaults: Settings = DEFAULTS) -> tuple[Prompt, ...]:
-    """Read a prompt file: one object a line with `id`, one of `prompt`, `messages`, `tokens`, maybe settings.
+@record
+class Entry:
+    """A line of a prompt file: a prompt, or what is wrong with it."""
 
-    A field of `Settings` on a line goes before `defaults`; without a seed of its own a prompt gets one that follows
-    from the default seed and its id. Other keys are ignored. A `prompt` is a user's message where the checkpoint has a
-    chat template, else plain text.
+    line: int
+    id: str | None = None
+    prompt: Prompt | None = None
+    problem: str | None = None
+
+
+def read_prompts(path: str | Path, checkpoint_dir: str | Path, defaults: Settings = DEFAULTS) -> tuple[Prompt, ...]:
+    """Read a prompt file as `read_entries` does, and refuse it when anything is wrong with any line.
 
     Raises
     ------
     FileError
         When the file is missing or a line is broken; the text names the file and the line.
     """
-    path = Path(path)
+    prompts = []
+    for entry in read_entries(path, checkpoint_dir, defaults):
+        if entry.prompt is None:
+            raise FileError(str(entry.problem))
+        prompts.append(entry.prompt)
+    return tuple(prompts)
+
+
+def read_entries(path: str | Path, checkpoint_dir: str | Path, defaults: Settings = DEFAULTS) -> tuple[Entry, ...]:
+    """Read a prompt file: one object a line with `id`, one of `prompt`, `messages`, `tokens`, maybe settings.
+
+    A field of `Settings` on a line goes before `defaults`; without a seed of its own a prompt gets one that follows
+    from the default seed and its id. Other keys are ignored. A `prompt` is a user's message where the checkpoint has a
+    chat template, else plain text. Of several lines with the same id the first counts.
+
+    Raises
+    ------
+    FileError
+        When the file cannot be read, holds no line, or no line that is in order.
+    """
+    path, seen = Path(path), set[str]()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error} (check the path)"
-        ) from None
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror} (check the path)") from None
     tokenizer = Tokenizer(checkpoint_dir)
-    prompts = tuple(
-        _prompt(line, tokenizer, defaults, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    )
-    if not prompts:
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            entry = _entry(line, number, tokenizer, defaults, str(path))
+            if entry.id is not None and entry.id in seen:
+                entry = Entry(
+                    line=number,
+                    problem=f"{path}, line {number}: id {entry.id!r} appears twice (give each prompt its own)",
+                )
+            seen |= {entry.id} if entry.id is not None else set()
+            entries.append(entry)
+    if not entries:
         raise FileError(f"{path}: holds no prompt (write one JSON object a line)")
-    _refuse_repeated_ids(prompts, path)
-    return prompts
+    if all(entry.prompt is None for entry in entries):
+        raise FileError(str(entries[0].problem))
+    return tuple(entries)
 
 
-def _refuse_repeated_ids(prompts: Iterable[Prompt], path: Path) -> None:
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise FileError(f"{path}: id {prompt.id!r} appears twice (give each prompt its own)")
-        seen.add(prompt.id)
-
-
-def _prompt(line: str, tokenizer: Tokenizer, defaults: Settings, where: str) -> Prompt:
+def _entry(line: bytes, number: int, tokenizer: Tokenizer, defaults: Settings, path: str) -> Entry:
+    where, own_id = f"{path}, line {number}", None
     try:
-        entry = json.loads(line)
+        fields = _fields(line, where)
+        own_id = str(fields["id"])
+        return Entry(line=number, id=own_id, prompt=_prompt(fields, tokenizer, defaults, where))
+    except FileError as error:
+        return Entry(line=number, id=own_id, problem=str(error))
+
+
+def _fields(line: bytes, where: str) -> dict[str, Any]:
+    """Return the object on a line, which has an id."""
+    try:
+        fields = json.loads(line.decode())
+        # Half of a pair of surrogates is valid in JSON, and cannot be written as text.
+        json.dumps(fields, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise FileError(f"{where}: not valid JSON at column {error.colno}: {error.msg}") from None
-    if not isinstance(entry, dict):
-        raise FileError(f"{where}: holds {type(entry).__name__}, expected an object with id and prompt")
-    if not isinstance(entry.get("id"), str | int):
-        raise FileError(f"{where}: id: expected text or a number, got {entry.get('id')!r} (add it)")
-    given = [name for name in _SOURCES if name in entry]
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise FileError(f"{where}: not valid text: {error.reason} (write it as UTF-8)") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where}: not read: {error} (write one flat object)") from None
+    if not isinstance(fields, dict):
+        raise FileError(f"{where}: holds {type(fields).__name__}, expected an object with id and prompt")
+    if not isinstance(fields.get("id"), str | int) or isinstance(fields["id"], bool):
+        raise FileError(f"{where}: id: expected text or a number, got {fields.get('id')!r} (add it)")
+    return fields
+
+
+def _prompt(fields: dict[str, Any], tokenizer: Tokenizer, defaults: Settings, where: str) -> Prompt:
+    given = [name for name in _SOURCES if name in fields]
     if len(given) != 1:
         raise FileError(f"{where}: needs exactly one of {', '.join(_SOURCES)}, got {', '.join(given) or 'none'}")
-    settings = _settings(entry, defaults, where)
-    tokens = _tokens(given[0], entry[given[0]], tokenizer, where)
-    return Prompt(id=str(entry["id"]), tokens=tokens, settings=settings)
+    settings = _settings(fields, defaults, where)
+    tokens = _tokens(given[0], fields[given[0]], tokenizer, where)
+    return Prompt(id=str(fields["id"]), tokens=tokens, settings=settings)
 
 
 def _settings(entry: dict[str, Any], defaults: Settings, where: str) -> Settings:
@@ -129,11 +172,7 @@ def _is_message(message: object) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def write_completions(path: str | Path, completions: Sequence[Completion]) -> None:
-    """Write answers as JSONL (`id`, `tokens`, `text`, `finish_reason`), atomically."""
-    with atomic_writer(path) as stream:
-        for answer in completions:
-            line: dict[str, Any] = {"id": answer.id, "tokens": list(answer.tokens)}
-            if answer.text is not None:
-                line["text"] = answer.text
-            stream.write(json.dumps(line | {"finish_reason": answer.finish_reason}, ensure_ascii=False) + "\n")
+def answer_line(answer: Completion) -> dict[str, Any]:
+    """Return what is written for an answer: `id`, `tokens`, `text` where there is a tokenizer, `finish_reason`."""
+    text = {} if answer.text is None else {"text": answer.text}
+    return {"id": answer.id, "tokens": list(answer.tokens)} | text | {"finish_reason": answer.finish_reason}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from executor.prompts import Completion, read_prompts, write_completions
+from executor.prompts import Completion, answer_line, read_prompts
 from executor.sampling import Settings, seed_for
 from executor.tokenizer import Tokenizer, end_tokens
 from hrm.errors import FileError
@@ -73,6 +73,10 @@ def test_a_line_says_how_it_is_answered_and_defaults_fill_the_rest(tmp_path):
         ('{"id": "b", "prompt": ', "not valid JSON"),
         ("[1]", "holds list"),
         ({"prompt": "hello"}, "id: expected"),
+        ({"id": True, "prompt": "hello"}, "id: expected"),
+        ({"id": "b", "prompt": "\ud800"}, "not valid text"),
+        ("[" * 100000, "not read"),
+        ('{"id": "b", "tokens": [1], "seed": ' + "9" * 5000 + "}", "not read"),
         ({"id": "b"}, "exactly one of"),
         ({"id": "b", "prompt": "hello", "tokens": [1]}, "exactly one of"),
         ({"id": "b", "prompt": 3}, "prompt: expected text"),
@@ -119,20 +123,13 @@ def test_a_template_that_refuses_says_so(tmp_path):
         read_prompts(prompt_file(tmp_path, {"id": "a", "prompt": "hello"}), tmp_path)
 
 
-def test_answers_are_written_whole_with_text_where_there_is_some(tmp_path):
+def test_an_answer_is_written_with_text_where_there_is_some(tmp_path):
     tokenizer = Tokenizer(checkpoint(tmp_path, template=False))
-    answers = [
-        Completion(id="a", prompt_tokens=1, tokens=(4, 6), text=tokenizer.decode([4, 6]), finish_reason="stop"),
-        Completion(id="b", prompt_tokens=1, tokens=(5,), text=None, finish_reason="length"),
-    ]
+    first = Completion(id="a", prompt_tokens=1, tokens=(4, 6), text=tokenizer.decode([4, 6]), finish_reason="stop")
+    second = Completion(id="b", prompt_tokens=1, tokens=(5,), text=None, finish_reason="length")
 
-    write_completions(tmp_path / "out.jsonl", answers)
-
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert lines == [
-        {"id": "a", "tokens": [4, 6], "text": "hello", "finish_reason": "stop"},
-        {"id": "b", "tokens": [5], "finish_reason": "length"},
-    ]
+    assert answer_line(first) == {"id": "a", "tokens": [4, 6], "text": "hello", "finish_reason": "stop"}
+    assert answer_line(second) == {"id": "b", "tokens": [5], "finish_reason": "length"}
 
 
 def test_end_tokens_come_from_the_generation_config_first(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +14,14 @@ from hrm.cli.timelines import TraceFile, profile_of, write_run_trace
 from hrm.errors import HrmError
 
 if TYPE_CHECKING:
+    from executor.job import JobResult
     from executor.progress import Progress
     from hrm.plan import Plan
 
 __all__ = ["compare", "run"]
+
+SHOWN_PROBLEMS = 5
+"""Prompts that were not answered of which the reason is printed; the output has them all."""
 
 
 Temperature = Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")]
@@ -46,6 +52,9 @@ def run(
 ) -> None:
     """Run a plan as written and print predicted beside measured.
 
+    Answers are kept in OUTPUT.partial until all are there: interrupted, the same command goes on from it. A prompt that
+    cannot be answered gets an error in the output, and the exit code is 1.
+
     The options from --temperature on hold for prompts that do not say otherwise, in fields of the same names.
     """
     from executor.job import Job, run_job
@@ -53,11 +62,10 @@ def run(
     from executor.sampling import Settings
     from hrm.compare import report_run
     from hrm.device.opening import open_backend
-    from hrm.files import from_plain, write_json
+    from hrm.files import from_plain, to_plain, write_json
     from hrm.plan import load_plan
     from hrm.report import progress, show_json, show_run
 
-    _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in (output, report, trace) if path is not None))
     settings = from_plain(
         Settings,
         {
@@ -72,33 +80,66 @@ def run(
         where="hrm run",
     )
     job = Job(checkpoint=checkpoint, prompts=prompts, output=output, settings=settings)
+    outputs = (output, job.journal, report, trace)
+    _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in outputs if path is not None))
     loaded = load_plan(plan)
     profile = profile_of(loaded, hardware) if hardware else None
     backend = open_backend(loaded.machine.device, loaded.machine.emulated)
     try:
         with progress("running") as step:
             step("loading the checkpoint")
-            generation = run_job(loaded, job, backend, lambda at: step(_pace(at, loaded)))
+            result = run_job(loaded, job, backend, _Teller(step, loaded).tell)
     finally:
         backend.close()
-    result = report_run(loaded, generation.measured)
-    if report is not None:
-        write_json(report, result)
-    if trace is not None:
-        write_run_trace(trace, loaded, generation, profile)
+    generation = result.generation
+    measured = report_run(loaded, generation.measured) if generation is not None else None
+    if generation is not None:
+        if report is not None:
+            write_json(report, measured)
+        if trace is not None:
+            write_run_trace(trace, loaded, generation, profile)
     if json:
-        show_json(result)
-    else:
-        show_run([result])
+        done = {"answered": result.answered, "resumed": result.resumed, "problems": result.problems}
+        show_json((to_plain(measured) or {}) | {"job": done})
+    elif measured is not None:
+        show_run([measured])
         typer.echo(status_line())
+    _say(result, output)
 
 
-def _pace(at: Progress, plan: Plan) -> str:
-    """Say how far a job is, and how fast beside what was predicted."""
-    return (
-        f"{at.answered} of {at.prompts} answered, {at.tokens} tokens, {at.tokens / at.elapsed_s:.1f} tokens/s "
-        f"(predicted {plan.prediction.times.throughput_tokens_per_s:.1f})"
-    )
+def _say(result: JobResult, output: Path) -> None:
+    """Say what a table of times does not; exit with 1 when prompts were not answered."""
+    if result.resumed:
+        typer.echo(f"hrm: resumed: {result.resumed} had been done before", err=True)
+    if result.generation is None:
+        typer.echo("hrm: nothing was left to run, so nothing was measured", err=True)
+    for problem in result.problems[:SHOWN_PROBLEMS]:
+        typer.echo(f"hrm: {problem}", err=True)
+    if result.problems:
+        total = result.answered + len(result.problems)
+        typer.echo(
+            f"hrm: {len(result.problems)} of {total} prompts were not answered (see error in {output}, correct them)",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+class _Teller:
+    """Says how far a job is, and how fast beside what was predicted; not more often than one can read."""
+
+    def __init__(self, say: Callable[[str], None], plan: Plan) -> None:
+        self._say = say
+        self._predicted = plan.prediction.times.throughput_tokens_per_s
+        self._pause_s = 0.5 if sys.stderr.isatty() else 10.0
+        self._next_s = 0.0
+
+    def tell(self, at: Progress) -> None:
+        """Say it, if it is time or the job is done."""
+        if at.elapsed_s < self._next_s and at.answered < at.prompts:
+            return
+        self._next_s = at.elapsed_s + self._pause_s
+        pace = f"{at.tokens / at.elapsed_s:.1f} tokens/s (predicted {self._predicted:.1f})"
+        self._say(f"{at.answered} of {at.prompts} answered, {at.tokens} tokens, {pace}")
 
 
 def _check_paths(inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> None:
