@@ -29,7 +29,7 @@ from hrm.model_config import load_model
 from hrm.policy import Policy, Processor, ScheduleName
 from hrm.workload import Workload
 
-GEN_LEN, PROMPTS = 24, 160
+GEN_LEN, PROMPTS = 16, 64
 SPEC = ModelSpec(
     name="tiny",
     family="mixtral",

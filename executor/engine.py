@@ -21,6 +21,7 @@ from executor.running import run_schedule
 from executor.seats import Seats
 from executor.state import WaveState
 from executor.supported import check_runnable
+from executor.tally import Tally
 from executor.tasks import TaskRunner
 from executor.tokenizer import Tokenizer, end_tokens
 from executor.warm_up import warm_up
@@ -105,10 +106,24 @@ class Engine:
         planned = ledger(self.policy, self.model, self.workload)
         self._footprint = Footprint(backend, planned.cpu.total_bytes)
         self._weights, self._experts = load_weights(self.policy, self.model, Path(checkpoint_dir), backend)
+        # What is listened to while answers are made, though not while everything warms up.
+        self._heard_weights = self._weights
         self._footprint.look()
         self._device = main_device(self.policy, backend)
         dtype = torch_dtype(self.policy.weight_dtype)
         self._rotary = RotaryTable(self.model, self.workload.max_context_len, dtype, self._device)
+
+    def record_routing(self) -> Tally:
+        """Count what the routers choose from now on; what is returned has the counts.
+
+        Raises
+        ------
+        ModelError
+            When the model has no router.
+        """
+        tally = Tally()
+        self._heard_weights = tally.listen_to(self._weights)
+        return tally
 
     def generate(
         self,
@@ -161,7 +176,8 @@ class Engine:
         warm_up(state, {task.lane for task in (*self._schedule.prefill, *self._schedule.decode)})
         self._footprint.look()
         while seats.live:
-            yield self._run_round(replace(state, round=seats.round(self._device)), seats, heard)
+            now = replace(state, round=seats.round(self._device), weights=self._heard_weights)
+            yield self._run_round(now, seats, heard)
             if seats.live:
                 seats.seat()
 

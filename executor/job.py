@@ -28,11 +28,15 @@ _NAMED = 20
 
 @record
 class Job:
-    """The files of a job, and how prompts are answered that do not say it themselves."""
+    """The files of a job, and how prompts are answered that do not say it themselves.
+
+    `routing` is where to write what the routers chose, if anywhere.
+    """
 
     checkpoint: Path
     prompts: Path
     output: Path
+    routing: Path | None = None
     settings: Settings = Settings()
 
     @property
@@ -126,7 +130,11 @@ def _generate(plan: Runnable, job: Job, backend: Backend, todo: _Todo) -> Genera
             todo.refuse(line, prompt, f"{job.prompts}, line {line}: {problem}")
     if not todo.lines:
         return None
-    return engine.generate(list(todo.lines.values()), todo.hear, todo.keep)
+    tally = engine.record_routing() if job.routing is not None else None
+    generation = engine.generate(list(todo.lines.values()), todo.hear, todo.keep)
+    if tally is not None and job.routing is not None:
+        tally.write(job.routing)
+    return generation
 
 
 def _line(entry: Entry, answered: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,31 +77,34 @@ def read_entries(path: str | Path, checkpoint_dir: str | Path, defaults: Setting
     FileError
         When the file cannot be read, holds no line, or no line that is in order.
     """
-    path, seen = Path(path), set[str]()
+    path = Path(path)
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror} (check the path)") from None
     tokenizer = Tokenizer(checkpoint_dir)
-    entries = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            entry = _entry(line, number, tokenizer, defaults, str(path))
-            if entry.id is not None and entry.id in seen:
-                entry = Entry(
-                    line=number,
-                    problem=f"{path}, line {number}: id {entry.id!r} appears twice (give each prompt its own)",
-                )
-            seen |= {entry.id} if entry.id is not None else set()
-            entries.append(entry)
+    found = (_entry(line, number, tokenizer, defaults, path) for number, line in enumerate(lines, 1) if line.strip())
+    entries = tuple(_each_id_once(found, path))
     if not entries:
         raise FileError(f"{path}: holds no prompt (write one JSON object a line)")
     if all(entry.prompt is None for entry in entries):
         raise FileError(str(entries[0].problem))
-    return tuple(entries)
+    return entries
 
 
-def _entry(line: bytes, number: int, tokenizer: Tokenizer, defaults: Settings, path: str) -> Entry:
+def _each_id_once(entries: Iterable[Entry], path: Path) -> Iterator[Entry]:
+    """Put a problem, without an id, in the place of an entry whose id was there before."""
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id in seen:
+            where = f"{path}, line {entry.line}"
+            yield Entry(line=entry.line, problem=f"{where}: id {entry.id!r} appears twice (give each prompt its own)")
+            continue
+        yield entry
+        seen |= {entry.id} if entry.id is not None else set()
+
+
+def _entry(line: bytes, number: int, tokenizer: Tokenizer, defaults: Settings, path: Path) -> Entry:
     where, own_id = f"{path}, line {number}", None
     try:
         fields = _fields(line, where)
@@ -113,7 +117,7 @@ def _entry(line: bytes, number: int, tokenizer: Tokenizer, defaults: Settings, p
 def _fields(line: bytes, where: str) -> dict[str, Any]:
     """Return the object on a line, which has an id."""
     try:
-        fields = json.loads(line.decode())
+        fields = json.loads(line.decode("utf-8-sig"))
         # Half of a pair of surrogates is valid in JSON, and cannot be written as text.
         json.dumps(fields, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from executor.linear import linear, widened_product
@@ -17,11 +19,15 @@ MIXTRAL = Router()
 
 @record
 class RouterWeights:
-    """A layer's router: weight [experts, hidden], and the biases [experts] that its model has."""
+    """A layer's router: weight [experts, hidden], and the biases [experts] that its model has.
+
+    `listener`, where there is one, gets the numbers of the experts [tokens, experts_per_token] of each choice.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     correction: torch.Tensor | None = None
+    listener: Callable[[torch.Tensor], None] | None = None
 
 
 def choose_experts(
@@ -37,7 +43,10 @@ def choose_experts(
             widened_product(wide, router.weight, workspace, logits)
         if router.bias is not None:
             logits.add_(router.bias)
-        return route(logits, model.experts_per_token, model.router, router.correction)
+        shares, chosen = route(logits, model.experts_per_token, model.router, router.correction)
+        if router.listener is not None:
+            router.listener(chosen)
+        return shares, chosen
 
 
 def route(

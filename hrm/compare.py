@@ -75,7 +75,7 @@ class Comparison:
 
 
 SAME_LENGTH = 0.05
-"""Mean prompt lengths that differ by less count as the job that was planned."""
+"""Mean lengths, of prompts or of answers, that differ by less count as the job that was planned."""
 COMPARED = (
     "prefill_s",
     "decode_s",
@@ -119,7 +119,14 @@ def _notes(plan: Plan, measured: Measured) -> Iterator[str]:
             f"note: the plan was made for {planned} sequences and {measured.num_sequences} ran: "
             f"the prediction is not for this job (solve again with these prompts)"
         )
-    mean = measured.prompt_tokens / max(measured.num_sequences, 1)
+    answers = max(measured.num_sequences, 1)
+    if measured.generated_tokens < (1 - SAME_LENGTH) * answers * plan.workload.gen_len:
+        yield (
+            f"note: the plan was made for answers of {plan.workload.gen_len} tokens and these have "
+            f"{measured.generated_tokens / answers:.0f} on average: the prediction is not for this job (--ignore-eos "
+            f"makes them as long, where no other limit is set)"
+        )
+    mean = measured.prompt_tokens / answers
     if abs(mean / plan.workload.mean_prompt_len - 1) > SAME_LENGTH:
         yield (
             f"note: the plan was made for prompts of {plan.workload.mean_prompt_len:.0f} tokens on average and these "

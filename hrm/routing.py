@@ -27,6 +27,8 @@ __all__ = ["UNIFORM", "Routing", "RoutingLaw"]
 _OCTAVES, _STEPS = 20, 4
 """Laws without a closed form are tabulated at four token counts per octave, from one token to a million."""
 _LEAST_MISSED = 1e-16
+_MOST_TOKENS = 2**53
+"""More than any run has, and counts that floating point still tells apart."""
 
 
 class RoutingLaw(StrEnum):
@@ -64,10 +66,12 @@ class Routing:
 
     @classmethod
     def from_trace(cls, path: str | Path, model: ModelSpec) -> Routing:
-        """Take the law from the choices recorded in a run: JSON lines of `{"layer": i, "experts": [[e, ...], ...]}`.
+        """Take the law from the choices recorded in a run, as JSON lines.
 
-        `experts` holds the k experts of each token that passed layer i. A layer may have several lines: its tokens add
-        up. All layers weigh the same. Probabilities are the measured frequencies.
+        `{"layer": i, "tokens": t, "chosen": [...]}` counts for each expert of layer i how often t tokens chose it, as
+        `hrm run --record-routing` does; `{"layer": i, "experts": [[e, ...], ...]}` holds the k experts of each token. A
+        layer may have several lines: its tokens add up. All layers weigh the same. Probabilities are the measured
+        frequencies.
 
         Raises
         ------
@@ -78,7 +82,7 @@ class Routing:
         counts: dict[int, NDArray[np.int64]] = {}
         for layer, chosen in _read_trace(path, model):
             counts.setdefault(layer, np.zeros(model.num_experts, np.int64))
-            counts[layer] += np.bincount(chosen, minlength=model.num_experts)
+            counts[layer] += chosen
         if not counts:
             raise FileError(f"{path}: holds no choices (write one JSON object a line)")
         chosen_by_layer = np.stack(list(counts.values()))
@@ -148,8 +152,8 @@ def _skewed_missed(experts: int, chosen: int, exponent: float) -> tuple[float, .
     return _missed(probabilities)
 
 
-def _read_trace(path: Path, model: ModelSpec) -> Iterator[tuple[int, list[int]]]:
-    """Yield the layer of each line and the experts chosen there, those of all tokens in one list."""
+def _read_trace(path: Path, model: ModelSpec) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the layer of each line, and how often each of its experts was chosen there."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -160,22 +164,43 @@ def _read_trace(path: Path, model: ModelSpec) -> Iterator[tuple[int, list[int]]]
             yield _choices(line, model, f"{path}, line {number}")
 
 
-def _choices(line: str, model: ModelSpec, where: str) -> tuple[int, list[int]]:
+def _choices(line: str, model: ModelSpec, where: str) -> tuple[int, NDArray[np.int64]]:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise FileError(f"{where}: not valid JSON at column {error.colno}: {error.msg}") from None
-    if not isinstance(entry, dict) or set(entry) != {"layer", "experts"}:
-        raise FileError(f"{where}: expected an object with the keys layer and experts")
-    layer, tokens = entry["layer"], entry["experts"]
+    keys = set(entry) if isinstance(entry, dict) else set()
+    if keys not in ({"layer", "experts"}, {"layer", "tokens", "chosen"}):
+        raise FileError(f"{where}: expected an object with the keys layer, tokens and chosen, or layer and experts")
+    layer = entry["layer"]
     if not _is_index(layer, model.num_layers):
         raise FileError(f"{where}: layer: expected 0 to {model.num_layers - 1}, got {layer!r}")
+    return layer, _of_each(entry["experts"], model, where) if "experts" in keys else _counted(entry, model, where)
+
+
+def _of_each(tokens: Any, model: ModelSpec, where: str) -> NDArray[np.int64]:
+    """Count the choices that are listed token by token."""
     if not isinstance(tokens, list) or not tokens or not all(_is_choice(token, model) for token in tokens):
         raise FileError(
             f"{where}: experts: expected for each token a list of {model.experts_per_token} different experts "
             f"from 0 to {model.num_experts - 1}"
         )
-    return layer, [expert for token in tokens for expert in token]
+    return np.bincount([expert for token in tokens for expert in token], minlength=model.num_experts)
+
+
+def _counted(entry: dict[str, Any], model: ModelSpec, where: str) -> NDArray[np.int64]:
+    """Return choices that are counted already."""
+    tokens, chosen = entry["tokens"], entry["chosen"]
+    if not _is_index(tokens, _MOST_TOKENS) or not tokens:
+        raise FileError(f"{where}: tokens: expected a positive integer, got {tokens!r}")
+    total = tokens * model.experts_per_token
+    whole = isinstance(chosen, list) and len(chosen) == model.num_experts
+    if not whole or not all(_is_index(count, tokens + 1) for count in chosen) or sum(chosen) != total:
+        raise FileError(
+            f"{where}: chosen: expected {model.num_experts} counts from 0 to {tokens} that add up to {total} "
+            f"({model.experts_per_token} experts a token)"
+        )
+    return np.array(chosen, np.int64)
 
 
 def _is_index(value: Any, end: int) -> bool:

@@ -82,9 +82,12 @@ def test_runs_are_within_tolerance_when_the_worst_is(slower, within):
 
 def test_a_run_of_another_job_is_noted():
     made = plan()
-    same = replace(measured(made), num_sequences=6, prompt_tokens=72)
+    gen_len = made.workload.gen_len
+    same = replace(measured(made), num_sequences=6, prompt_tokens=72, generated_tokens=6 * gen_len)
 
     assert report_run(made, same).notes == ()
+    (short,) = report_run(made, replace(same, generated_tokens=3 * gen_len)).notes
+    assert f"answers of {gen_len} tokens" in short
     assert any("6 sequences and 2 ran" in note for note in report_run(made, replace(same, num_sequences=2)).notes)
 
 

@@ -205,7 +205,8 @@ def full_disk():
 
 def test_on_a_full_disk_the_job_goes_on_and_nothing_that_was_kept_is_lost(mixtral, job, full_disk):
     _, _, expected = mixtral
-    full_disk(700)
+    write_lines(job.prompts, [line | {"id": line["id"] * 60} for line in read_lines(job.prompts)])
+    full_disk(800)
     with pytest.raises(FileError, match=r"File too large; answers are kept in .*partial, but for ") as caught:
         do(job)
     full_disk(resource.RLIM_INFINITY)
@@ -218,6 +219,16 @@ def test_on_a_full_disk_the_job_goes_on_and_nothing_that_was_kept_is_lost(mixtra
 
     assert result.resumed == kept
     assert [tuple(line["tokens"]) for line in read_lines(job.output)] == expected
+
+
+def test_an_output_that_fits_is_written_though_the_journal_was_cut_short(mixtral, job, full_disk):
+    _, _, expected = mixtral
+    full_disk(700)
+
+    do(job)
+
+    assert [tuple(line["tokens"]) for line in read_lines(job.output)] == expected
+    assert not job.journal.exists()
 
 
 def test_what_found_no_room_is_written_once_there_is_some(tmp_path, full_disk):
@@ -289,9 +300,10 @@ def test_an_engine_error_keeps_what_was_answered(job, monkeypatch):
     assert do(job).resumed == 4
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_and_doubles_nothing():
     finished = subprocess.run(
-        [sys.executable, SCRIPT, "--rounds", "15", "--seed", "3"],
+        [sys.executable, SCRIPT, "--rounds", "10", "--seed", "3"],
         capture_output=True,
         text=True,
         check=False,
@@ -300,4 +312,4 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing():
     )
 
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "15 kills" in finished.stdout
+    assert "10 kills" in finished.stdout

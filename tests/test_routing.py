@@ -160,8 +160,15 @@ def test_a_law_says_what_it_is():
     ("line", "said"),
     [
         ("{", "line 1: not valid JSON"),
-        ("[]", "line 1: expected an object with the keys layer and experts"),
-        ('{"layer": 0, "experts": [[0, 1]], "more": 1}', "line 1: expected an object with the keys layer and experts"),
+        ('{"layer": 0, "tokens": 0, "chosen": []}', "line 1: tokens: expected a positive integer"),
+        ('{"layer": 0, "tokens": 2, "chosen": [1, 3, 0, 0]}', "line 1: chosen: expected 4 counts from 0 to 2"),
+        ('{"layer": 0, "tokens": 2, "chosen": [1, 1, 1]}', "line 1: chosen: expected 4 counts from 0 to 2"),
+        ('{"layer": 0, "tokens": 2, "chosen": [1, 1, 1, 0]}', "add up to 4"),
+        ("[]", "line 1: expected an object with the keys layer, tokens and chosen, or layer and experts"),
+        (
+            '{"layer": 0, "experts": [[0, 1]], "more": 1}',
+            "line 1: expected an object with the keys layer, tokens and chosen, or layer and experts",
+        ),
         ('{"layer": 2, "experts": [[0, 1]]}', "layer: expected 0 to 1, got 2"),
         ('{"layer": true, "experts": [[0, 1]]}', "layer: expected 0 to 1, got True"),
         ('{"layer": 0, "experts": []}', "a list of 2 different experts from 0 to 3"),

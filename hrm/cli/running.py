@@ -24,6 +24,9 @@ SHOWN_PROBLEMS = 5
 """Prompts that were not answered of which the reason is printed; the output has them all."""
 
 
+RecordRouting = Annotated[
+    Path | None, typer.Option("--record-routing", help="Experts chosen to write, JSONL for --routing of other verbs.")
+]
 Temperature = Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")]
 TopK = Annotated[int | None, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")]
 TopP = Annotated[float, typer.Option("--top-p", max=1, help="Draw among the likeliest with this share together.")]
@@ -41,6 +44,7 @@ def run(
     report: Annotated[Path | None, typer.Option("--report", help="Run report to write, JSON.")] = None,
     trace: TraceFile = None,
     hardware: Annotated[str | None, typer.Option("--hardware", help="Profile for the prediction in --trace.")] = None,
+    record_routing: RecordRouting = None,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = 1.0,
@@ -79,8 +83,8 @@ def run(
         },
         where="hrm run",
     )
-    job = Job(checkpoint=checkpoint, prompts=prompts, output=output, settings=settings)
-    outputs = (output, job.journal, report, trace)
+    job = Job(checkpoint=checkpoint, prompts=prompts, output=output, routing=record_routing, settings=settings)
+    outputs = (output, job.journal, report, trace, record_routing)
     _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in outputs if path is not None))
     loaded = load_plan(plan)
     profile = profile_of(loaded, hardware) if hardware else None
