@@ -20,7 +20,7 @@ from hrm.errors import FileError, SchemaError
 from hrm.files import from_plain, read_yaml
 from hrm.hardware_check import check_profile
 from hrm.records import record
-from hrm.units import NonNegative, Positive, PositiveInt, Share
+from hrm.units import NonNegative, NonNegativeInt, Positive, PositiveInt, Share
 
 __all__ = [
     "EmulatedSpec",
@@ -90,6 +90,7 @@ class Level:
 
     `count` processors of one kind (cards, CPU sockets) share the work: capacity, bandwidth, compute and `cores` are one
     processor's, and multiply. `launch_s` is what starting one small kernel costs (None: the class's default).
+    `runtime_bytes` is what interpreter and libraries hold before a plan's first byte; `usable_bytes` is without it.
     `assumed` replaces defaults of `hrm.achievable`; those of a link belong to its faster end.
 
     `memory_roofs` (by place, access and threads: `l2_read_x1`) and `product_roofs` (`float32_x1`) are what a profile
@@ -100,6 +101,7 @@ class Level:
     device_class: DeviceClass | None = None
     capacity_bytes: PositiveInt
     usable_bytes: PositiveInt
+    runtime_bytes: NonNegativeInt = 0
     count: PositiveInt = 1
     cores: PositiveInt | None = None
     compute_flop_per_s: dict[DType, Rate] = field(default_factory=dict)

@@ -104,7 +104,8 @@ def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:
 
     Counted: weights, both page slots, pinned staging pages, the KV cache of every sequence at its final length, the
     hidden states of all prompts (prefill keeps them between layers), queries, keys, values and attention outputs in
-    flight, and the workspace of the largest micro-batch. Ignored: the interpreter and its libraries.
+    flight, and the workspace of the largest micro-batch. Not counted: interpreter and libraries, which a profile
+    measures (`Level.runtime_bytes`) and a plan names beside its ledger (`Machine.runtime_bytes`).
     """
     classes = demand(PolicyGrid.of(policy), model, workload)
     return Ledger(
@@ -164,10 +165,15 @@ def _cpu_experts_workspace_bytes(grid: PolicyGrid, model: ModelSpec, workload: W
 
 
 def usable_bytes(hardware: HardwareProfile, device: str, ram_limit_bytes: int | None = None) -> int:
-    """Return the bytes that a policy may hold on a device; a limit on host memory goes before its size."""
+    """Return the bytes that a policy may hold on a device; a limit on host memory goes before its size.
+
+    The limit is the whole process's: interpreter and libraries are taken off.
+    """
     level = hardware.level(device)
     usable = level.usable_bytes * level.count
-    return usable if ram_limit_bytes is None or device != "cpu" else min(usable, ram_limit_bytes)
+    if ram_limit_bytes is None or device != "cpu":
+        return usable
+    return min(usable, max(0, ram_limit_bytes - level.runtime_bytes))
 
 
 def shortage(demand: Ledger, hardware: HardwareProfile, ram_limit_bytes: int | None = None) -> Shortage | None:

@@ -41,11 +41,12 @@ class PlanStatus(StrEnum):
 
 @record
 class Machine:
-    """The machine a plan is for, as much as is needed to run it."""
+    """The machine a plan is for, as much as is needed to run it; and what its host holds beside the plan's ledger."""
 
     name: str
     device: Literal["none", "cuda", "emulated", "unspecified"]
     emulated: EmulatedSpec | None = None
+    runtime_bytes: NonNegativeInt = 0
 
 
 @record
@@ -86,7 +87,8 @@ class Plan:
 
 def machine_of(hardware: HardwareProfile) -> Machine:
     """Return the part of a profile that a plan carries."""
-    return Machine(name=hardware.name, device=hardware.device, emulated=hardware.emulated)
+    held = hardware.levels["cpu"].runtime_bytes if "cpu" in hardware.levels else 0
+    return Machine(name=hardware.name, device=hardware.device, emulated=hardware.emulated, runtime_bytes=held)
 
 
 def save_plan(path: str | Path, plan: Plan) -> None:

@@ -179,7 +179,10 @@ def _search_lines(plan: Plan) -> list[str]:
 def _memory_rows(plan: Plan) -> list[dict[str, str]]:
     gpu, cpu = to_plain(plan.memory.gpu), to_plain(plan.memory.cpu)
     gpu["total"], cpu["total"] = plan.memory.gpu.total_bytes, plan.memory.cpu.total_bytes
-    return [{"class": name, "gpu": format_bytes(gpu[name]), "cpu": format_bytes(cpu[name])} for name in gpu]
+    rows = [{"class": name, "gpu": format_bytes(gpu[name]), "cpu": format_bytes(cpu[name])} for name in gpu]
+    if plan.machine.runtime_bytes:
+        rows.append({"class": "beside it: runtime", "gpu": "", "cpu": format_bytes(plan.machine.runtime_bytes)})
+    return rows
 
 
 def _binds(bottleneck: Bottleneck) -> str:

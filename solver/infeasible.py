@@ -13,7 +13,7 @@ from hrm.dtypes import DType
 from hrm.errors import InfeasibleError, SchemaError
 from hrm.files import to_plain
 from hrm.hardware import HardwareProfile
-from hrm.memory import Shortage
+from hrm.memory import Shortage, usable_bytes
 from hrm.policy import PolicyGrid
 from hrm.rates import Rates
 from hrm.records import record
@@ -136,14 +136,11 @@ def _narrower(problem: Problem, option: str, now: DType, changed: Callable[[DTyp
 
 def _more_memory(problem: Problem, device: str) -> Iterator[Remedy]:
     """Yield how much more memory of a device does, where the others suffice."""
-    level = problem.hardware.levels[device]
     enough = 1 << 60
     roomy = _with_memory(problem, device, enough)
     if not _fits(roomy):
         return
-    now = usable = level.usable_bytes * level.count
-    if device == "cpu" and problem.ram_limit_bytes is not None:
-        now = usable = min(usable, problem.ram_limit_bytes)
+    now = usable = usable_bytes(problem.hardware, device, problem.ram_limit_bytes)
     while enough - usable > 1:
         middle = (usable + enough) // 2
         usable, enough = (usable, middle) if _fits(_with_memory(problem, device, middle)) else (middle, enough)
@@ -151,8 +148,8 @@ def _more_memory(problem: Problem, device: str) -> Iterator[Remedy]:
     yield Remedy(change=f"{device}_memory_bytes", value=more, text=f"{format_bytes(more)} more {device} memory")
 
 
-def _with_memory(problem: Problem, device: str, usable_bytes: int) -> Problem:
-    level = replace(problem.hardware.levels[device], usable_bytes=usable_bytes, capacity_bytes=usable_bytes, count=1)
+def _with_memory(problem: Problem, device: str, usable: int) -> Problem:
+    level = replace(problem.hardware.levels[device], usable_bytes=usable, capacity_bytes=usable, count=1)
     hardware = replace(problem.hardware, levels=problem.hardware.levels | {device: level})
     return replace(problem, hardware=hardware, ram_limit_bytes=None if device == "cpu" else problem.ram_limit_bytes)
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm.dtypes import DType
-from hrm.memory import demand, ledger, page_bytes, shortage, streamed_layer_bytes
+from hrm.memory import demand, ledger, page_bytes, shortage, streamed_layer_bytes, usable_bytes
 from hrm.model import LatentAttention
+from hrm.plan import machine_of
 from hrm.policy import PolicyGrid, Processor, ScheduleName
 from tests.machines import (
     any_models,
@@ -22,6 +23,7 @@ from tests.machines import (
     model,
     policies,
     policy,
+    with_level,
     workload,
     workloads,
 )
@@ -199,3 +201,12 @@ def test_two_processors_hold_twice_as_much():
 
     assert shortage(held, machine(gpu=half)) is not None
     assert shortage(held, machine(gpu=replace(half, count=2))) is None
+
+
+def test_a_limit_on_host_memory_covers_interpreter_and_libraries_too():
+    hardware = with_level(machine(), "cpu", runtime_bytes=300)
+
+    assert usable_bytes(hardware, "cpu", ram_limit_bytes=1000) == 700
+    assert usable_bytes(hardware, "cpu", ram_limit_bytes=100) == 0
+    assert usable_bytes(hardware, "cpu") == machine().level("cpu").usable_bytes
+    assert machine_of(hardware).runtime_bytes == 300

@@ -16,7 +16,7 @@ from hrm.microbench.bench import Samples
 from hrm.microbench.compute import ProductSamples, best_of
 from hrm.microbench.disk import DiskSamples
 from hrm.microbench.links import LinkSamples, fitted_link
-from hrm.microbench.machine import memory_bytes, setting
+from hrm.microbench.machine import memory_bytes, runtime_bytes, setting
 from hrm.microbench.measure import summary
 from hrm.microbench.memory import MemorySamples
 from hrm.microbench.notes import Notes, joined
@@ -72,10 +72,12 @@ def host_level(notes: Notes, spec: EmulatedSpec | None, host: HostSamples) -> Le
     free -= spec.memory_capacity_bytes if spec else 0
     notes.other("levels.cpu.capacity_bytes", "as the system reports it")
     notes.other("levels.cpu.usable_bytes", f"{_HOST_SHARE:.0%} of what was free")
+    notes.other("levels.cpu.runtime_bytes", "resident memory of the process that measured, its kernels warmed up")
     return Level(
         description=f"host: {setting()}{f' ({slowed})' if slowed else ''}",
         capacity_bytes=total,
         usable_bytes=max(1, int(_HOST_SHARE * free)),
+        runtime_bytes=runtime_bytes(),
         compute_flop_per_s=compute,
         launch_s=launch.median,
         memory_roofs=_memory_roofs(notes, others, slowed),

@@ -20,6 +20,7 @@ __all__ = [
     "memory_bytes",
     "numa_nodes",
     "one_per_core",
+    "runtime_bytes",
     "setting",
     "system_facts",
 ]
@@ -46,6 +47,11 @@ def memory_bytes() -> tuple[int, int]:
     total, available = int(memory.total), int(memory.available)
     limit = _said(_CGROUP_LIMIT)
     return (min(total, int(limit)), min(available, int(limit))) if limit.isdecimal() else (total, available)
+
+
+def runtime_bytes() -> int:
+    """Return what this process holds of memory with nothing of a plan in it: interpreter, torch and what it woke up."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def setting() -> str:
