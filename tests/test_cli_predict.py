@@ -111,3 +111,35 @@ def test_contradictions_are_named(predict, arguments, said):
     assert (code, document) == (2, None)
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--schedule", "all", "--fidelity", "roof"], "--fidelity: means nothing with --schedule all"),
+        (["--schedule", "all", "--best-policy"], "--batch-size: --best-policy chooses it"),
+        (["--best-policy"], "--best-policy: goes with --schedule all"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(predict, options, said):
+    code, _, message = predict(*ON_L4, *SIZES, *options)
+
+    assert code == 2
+    assert message.startswith(f"hrm: {said}")
+
+
+def test_a_plan_says_what_to_predict(predict, tmp_path):
+    plan = tmp_path / "plan.yaml"
+    predict(*ON_L4, *SIZES, "-o", plan)
+
+    code, document, _ = predict("--plan", plan, "--hardware", "S2", "--schedule", "all")
+    assert code == 0
+    assert {one["policy"]["batch_size"] for one in document["schedules"]} == {64}
+    for options, said in (
+        (["--batch-size", "8"], "--batch-size: the plan says what to predict"),
+        (["--schedule", "serial"], "--schedule serial: the plan names its own"),
+        (["--schedule", "all"], "--hardware: needed"),
+    ):
+        code, _, message = predict("--plan", plan, *options)
+        assert code == 2
+        assert message.startswith(f"hrm: {said}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from hrm.cli import options
 from hrm.cli.plans import deliver, pose, problem_of
+from hrm.cli.schedules import ALL, show_comparison
 from hrm.cli.timelines import GanttFile, TraceFile, check_files, show_preview
 from hrm.errors import HrmError
 from hrm.estimate import Fidelity
@@ -17,15 +18,37 @@ from hrm.policy import Processor, ScheduleName, Staging
 
 if TYPE_CHECKING:
     from hrm.policy import Policy
-    from solver.ablation import ScheduleResult
     from solver.space import Problem
 
 __all__ = ["predict"]
 
 T = TypeVar("T")
 
-ALL = "all"
-
+_POLICY = (
+    "batch_size",
+    "micro_batch_size",
+    "weights_on_gpu",
+    "kv_on_gpu",
+    "attention_device",
+    "ffn_device",
+    "experts_on_cpu",
+    "pages_per_layer",
+)
+_JOB = (
+    "model",
+    "gen_len",
+    "prompt_len",
+    "max_prompt_len",
+    "num_sequences",
+    "prompts",
+    "tokenizer",
+    "padded",
+    "routing",
+    "weight_dtype",
+    "expert_dtype",
+    "kv_dtype",
+    "staging",
+)
 Files = tuple[Path | None, Path | None, Path | None]
 """The plan, the trace and the picture to write."""
 
@@ -47,6 +70,7 @@ BestPolicy = Annotated[bool, typer.Option("--best-policy", help="With --schedule
 
 
 def predict(
+    context: typer.Context,
     plan: PlanFile = None,
     model: OptionalModel = None,
     hardware: OptionalHardware = None,
@@ -90,8 +114,11 @@ def predict(
     if output is not None:
         check_output(output)
     check_files(trace, gantt, one_schedule=schedule != ALL)
+    if schedule == ALL:
+        _refuse(context, ("output", "fidelity"), f"means nothing with --schedule {ALL}, which shows simulated times")
     if plan is not None:
-        _predict_plan(plan, hardware, fidelity, (output, trace, gantt), json=json)
+        _refuse(context, (*_POLICY, *_JOB, "best_policy"), "the plan says what to predict")
+        _predict_plan(plan, hardware, fidelity, schedule, (output, trace, gantt), json=json)
         return
     hardware_name, model_name = _given(hardware, "--hardware"), _given(model, "--model")
     workload = options.workload_of(
@@ -116,7 +143,10 @@ def predict(
         ram_limit=None,
     )
     if best_policy:
-        _compare(problem, None, schedule, json=json)
+        if schedule != ALL:
+            raise HrmError(f"--best-policy: goes with --schedule {ALL} (for one schedule's best plan see hrm solve)")
+        _refuse(context, _POLICY, "--best-policy chooses it")
+        show_comparison(problem, None, json=json)
         return
     policy = _policy(
         problem,
@@ -130,9 +160,18 @@ def predict(
     policy = replace(_with_experts(policy, problem, weights_on_gpu, experts_on_cpu), pages_per_layer=pages_per_layer)
     policy.check(problem.model)
     if schedule == ALL:
-        _compare(problem, policy, schedule, json=json)
+        show_comparison(problem, policy, json=json)
         return
     _predict(problem, policy, fidelity, (output, trace, gantt), json=json)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that would be ignored."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "-o" if name == "output" else f"--{name.replace('_', '-')}"
+            raise HrmError(f"{option}: {why} (leave it out)")
 
 
 def _schedule_named(name: str | None) -> ScheduleName | None:
@@ -140,50 +179,6 @@ def _schedule_named(name: str | None) -> ScheduleName | None:
         return None if name is None else ScheduleName(name)
     except ValueError:
         raise HrmError(f"--schedule {name}: no such schedule (one of {', '.join(ScheduleName)}, {ALL})") from None
-
-
-def _compare(problem: Problem, policy: Policy | None, schedule: str | None, *, json: bool) -> None:
-    """Show the job under each schedule, fastest first."""
-    from hrm.report import show_json, show_table
-    from solver.ablation import compare_schedules
-
-    if schedule != ALL:
-        raise HrmError(f"--best-policy: goes with --schedule {ALL} (for one schedule's best plan see hrm solve)")
-    if not problem.hardware.has_gpu:
-        raise HrmError(f"--schedule {ALL}: {problem.hardware.name} has no gpu to schedule (choose another machine)")
-    results = compare_schedules(problem, policy)
-    if json:
-        show_json({"schedules": [_summary(result, problem) for result in results]})
-        return
-    fastest = results[0].throughput_tokens_per_s
-    rows = [
-        {
-            "schedule": result.schedule,
-            "N": result.policy.batch_size if result.policy else "-",
-            "mu": result.policy.micro_batch_size if result.policy else "-",
-            "tokens/s": result.throughput_tokens_per_s,
-            "slower by": fastest / result.throughput_tokens_per_s if result.prediction else float("inf"),
-            "why": "; ".join(filter(None, (f"does not fit: {result.short}" if result.short else "", result.reason))),
-        }
-        for result in results
-    ]
-    show_table(f"{problem.model.name} on {problem.hardware.label}, simulated", rows)
-
-
-def _summary(result: ScheduleResult, problem: Problem) -> dict[str, Any]:
-    """Return one schedule's result as JSON: its policy, prediction and reason, or what is missing."""
-    from hrm.files import to_plain
-    from hrm.plan import policy_summary
-
-    found = {"schedule": result.schedule.value, "reason": result.reason, "short": result.short}
-    if result.policy is None or result.prediction is None:
-        return found | {"policy": None}
-    prediction = to_plain(result.prediction)
-    return found | {
-        "policy": policy_summary(result.policy, problem.model),
-        **prediction["by_fidelity"]["simulated"],
-        **prediction,
-    }
 
 
 def _given(value: T | None, option: str) -> T:
@@ -250,18 +245,31 @@ def _whole_experts(option: str, fraction: float, num_experts: int) -> int:
     return count
 
 
-def _predict_plan(path: Path, hardware: str | None, fidelity: Fidelity, files: Files, *, json: bool) -> None:
-    """Show the prediction that a plan carries, another fidelity in front; or make it again for another machine."""
+def _predict_plan(
+    path: Path, hardware: str | None, fidelity: Fidelity, schedule: str | None, files: Files, *, json: bool
+) -> None:
+    """Show the prediction that a plan carries, another fidelity in front.
+
+    With a machine, make it again for that one, or for each schedule.
+    """
     from hrm.hardware import load_profile
     from hrm.plan import load_plan
 
+    if schedule not in (None, ALL):
+        raise HrmError(f"--schedule {schedule}: the plan names its own (leave it out, or write {ALL})")
     plan = load_plan(path)
-    if hardware is None:
-        if any(files[1:]):
-            raise HrmError("--hardware: needed with --trace and --gantt (a plan does not hold its machine's profile)")
-        deliver(replace(plan, prediction=replace(plan.prediction, fidelity=fidelity)), files[0], json=json)
+    if hardware is not None:
+        problem = problem_of(plan, load_profile(hardware))
+        if schedule == ALL:
+            show_comparison(problem, plan.policy, json=json)
+        else:
+            _predict(problem, plan.policy, fidelity, files, json=json)
         return
-    _predict(problem_of(plan, load_profile(hardware)), plan.policy, fidelity, files, json=json)
+    if any(files[1:]) or schedule == ALL:
+        raise HrmError(
+            f"--hardware: needed with --trace, --gantt and --schedule {ALL} (a plan lacks its machine's profile)"
+        )
+    deliver(replace(plan, prediction=replace(plan.prediction, fidelity=fidelity)), files[0], json=json)
 
 
 def _predict(problem: Problem, policy: Policy, fidelity: Fidelity, files: Files, *, json: bool) -> None:

@@ -29,6 +29,6 @@ def host(policy: Policy, model: ModelSpec) -> Schedule:
         layer=layer,
         like=lambda index: (model.layer_kind(index), index == model.num_layers - 1),
         main=Lane.CPU,
-        reach=1,
+        reach=lambda _: 1,
     )
     return Schedule(prologue=(), walks=dict.fromkeys(Phase, walk))

@@ -41,13 +41,18 @@ class Pages:
         self._staged = policy.staging is Staging.PAGEABLE
         self._ffn = ffn
 
-    @property
-    def reach(self) -> int:
-        """Return how many layers ahead of the GPU a page may start, at most: slots, and staged pages before them."""
+    def reach(self, layer: int) -> int:
+        """Return how many layers ahead of the GPU a page that crosses during a layer may start, as `Walk.reach`.
+
+        A page waits for its slot, a pinned one only for that of the page before it in the same pinned memory. The slot
+        is free in the middle of what the GPU is given with its layer: look-ahead follows.
+        """
         if not self._num_pages:
             return 1
-        gap = max(self._crossing(layer).span for layer in self._layers)
-        return gap * (2 * IN_FLIGHT if self._staged else IN_FLIGHT)
+        crossing = self._crossing(layer)
+        staged_uses = -(-IN_FLIGHT // self._num_pages) if self._staged else 0
+        pass_index, ordinal = divmod(self._use(crossing) - IN_FLIGHT - staged_uses, len(self._layers))
+        return 1 + layer - self._layers[ordinal] - pass_index * self._num_layers
 
     def prologue(self) -> Iterator[Task]:
         """Bring up, before the first pass, what each pass brings up for the next."""
@@ -82,7 +87,7 @@ class Pages:
         if not self._num_pages:
             return None
         crossing = self._crossing(layer)
-        use = crossing.ordinal + crossing.for_next_pass * len(self._layers)
+        use = self._use(crossing)
         uses = [use - back for back in range(IN_FLIGHT + 1)]
         places = (divmod(one, len(self._layers)) for one in uses)
         return (
@@ -96,6 +101,9 @@ class Pages:
 
     def _ordinal(self, layer: int) -> int:
         return self._layers.index(layer)
+
+    def _use(self, crossing: _Crossing) -> int:
+        return crossing.ordinal + crossing.for_next_pass * len(self._layers)
 
     def _crossing(self, layer: int) -> _Crossing:
         """Find out whose pages cross during a layer: those of the next layer with experts, perhaps in the next pass."""
@@ -118,8 +126,7 @@ class Pages:
         return pass_index if layers_before >= self._num_layers - self._layers[-1] else pass_index - 1
 
     def _page(self, crossing: _Crossing, page: int) -> Iterator[Task]:
-        use = crossing.ordinal + crossing.for_next_pass * len(self._layers)
-        layer = self._layers[crossing.ordinal]
+        use, layer = self._use(crossing), self._layers[crossing.ordinal]
         pin, copy = TaskKey(TaskKind.PAGE_PIN, layer, page), TaskKey(TaskKind.PAGE_COPY, layer, page)
         needs = [self._slot_free(use)] if page == 0 else []
         if self._staged:

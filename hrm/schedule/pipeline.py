@@ -7,13 +7,12 @@ With look-ahead, pre-attention and CPU attention have run so many positions befo
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable, Iterator
 
-from hrm.model import LayerKind, ModelSpec
+from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor
 from hrm.schedule.pages import Pages
-from hrm.schedule.task import IN_FLIGHT, LONGEST_PERIOD, Lane, Need, Phase, Schedule, Task, TaskKey, TaskKind, Walk
+from hrm.schedule.task import IN_FLIGHT, Lane, Need, Phase, Schedule, Task, TaskKey, TaskKind, Walk
 
 __all__ = ["pipeline"]
 
@@ -55,16 +54,20 @@ class _Pipe:
             layer=self._layer,
             like=self._like,
             main=Lane.GPU,
-            regular=_regular([self.model.layer_kind(layer) for layer in range(self.model.num_layers)]),
-            reach=max(self.pages.reach, IN_FLIGHT),
+            reach=self._reach,
         )
 
+    def _reach(self, layer: int) -> int:
+        """Return how many layers back needs point: those of micro-batches in flight and loaded ahead, and of pages."""
+        return max(IN_FLIGHT + (self.num_micro_batches < IN_FLIGHT), self.pages.reach(layer))
+
     def _like(self, layer: int) -> Hashable:
+        """Tell layers apart by what they give to the lanes, and by where in their own layers needed tasks stand."""
         last = self.model.num_layers - 1
-        edge = 1 + IN_FLIGHT if self.num_micro_batches < IN_FLIGHT else IN_FLIGHT
-        near = range(max(layer - edge, 0), min(layer + 1, last) + 1)
-        kinds = tuple(self.model.layer_kind(at) for at in near)
-        return min(layer, edge), min(last - layer, edge), kinds, self.pages.like(layer)
+        reach = self._reach(layer)
+        kinds = tuple(self.model.layer_kind(at) for at in range(max(layer - reach - 1, 0), min(layer + 1, last) + 1))
+        pages = tuple(self.pages.like(at) for at in range(max(layer - reach, 0), layer + 1))
+        return min(layer, reach + 1), min(last - layer, IN_FLIGHT + 1), kinds, pages
 
     def _layer(self, layer: int) -> Iterator[Task]:
         """Yield what is given to the lanes while the GPU works on a layer."""
@@ -193,10 +196,3 @@ class _Pipe:
         yield self._task(TaskKind.EXPERT_UPLOAD, x, Lane.H2D, needs)
         if x >= self.positions - self.num_micro_batches:
             yield self._task(TaskKind.HEAD, x, Lane.GPU, [self._need(TaskKind.EXPERT_UPLOAD, x)])
-
-
-def _regular(kinds: list[LayerKind]) -> bool:
-    """Say whether, from the first layer with experts on, each layer is like the one a short period before."""
-    first = next((layer for layer, kind in enumerate(kinds) if kind.moe), 0)
-    rest, periods = kinds[first:], range(1, LONGEST_PERIOD + 1)
-    return any(all(map(operator.eq, rest, rest[period:])) for period in periods)

@@ -8,6 +8,8 @@ for passes of a load.
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -20,11 +22,12 @@ from hrm.schedule.templates import LANES, Book, PassKind, Source, Template
 
 __all__ = ["Simulation"]
 
-REPEATS = 3
-"""Passes of a load that are simulated at most."""
+MOST_PASSES = 12
+"""Passes of a load that are simulated at most: where even the last of them is unlike the one before, a queue is still
+filling, and what it can hold at all was spread over all of them."""
 SAME = 1e-9
 """How far two states may differ and count as one, as a share of the time between them."""
-MET = [-1] * len(LANES)
+MET = [-sys.maxsize] * len(LANES)
 """Stands for tasks done before a source that was not simulated: whatever is counted from there is met."""
 
 
@@ -74,15 +77,16 @@ class Simulation(Lanes):
         super().__init__(shared)
         self.tasks: list[list[tuple[int, Task]]] = [[] for _ in LANES]
         self._loads = loads
-        self._exact = exact = exact or not all(walk.regular for walk in schedule.walks.values())
+        self._exact = exact
         self._book = Book(schedule, exact=exact)
         walks = [schedule.walks[load.phase] for load in loads]
         self._num_layers = walks[0].num_layers
         self._main = LANES.index(walks[0].main)
-        self._reach = max(walk.reach for walk in walks)
+        self._reaches = [[walk.reach(layer) for layer in range(self._num_layers)] for walk in walks]
         self._next: _At | None = _At(0, 0, 0, 0)
         self._given: list[_At] = []
         self._finished = 0
+        self._settled = 0
         self._bases = [[0] * len(LANES)]
         self._counted = [0] * len(LANES)
         self._index: dict[tuple[int, int], int] = {}
@@ -112,8 +116,10 @@ class Simulation(Lanes):
 
     def _fill(self) -> None:
         """Give as many layers as there may be something to do in."""
-        while self._next and (self._exact or len(self._given) < self._finished + self._reach):
-            self._give(self._next)
+        while (at := self._next) and (
+            self._exact or len(self._given) < self._finished + self._reaches[at.load][at.layer]
+        ):
+            self._give(at)
 
     def _give(self, at: _At) -> None:
         load = self._loads[at.load]
@@ -129,7 +135,7 @@ class Simulation(Lanes):
         self._index[at.serial, at.layer] = index
         self._first_serial.setdefault(at.load, at.serial)
         bases = [self._base(source, at, index) for source in template.sources]
-        self._add(template, (at.load, kind, self._book.like(load.phase, at.layer)), at, bases)
+        self._add(template, (at.load, self._book.name(kind, at.layer)), at, bases)
         self._mark(self._main, _Mark(len(self.queues[self._main]), at.load, index))
         if at.layer == self._num_layers - 1:
             for lane, count in enumerate(self._counted):
@@ -145,13 +151,11 @@ class Simulation(Lanes):
         return _At(at.load + 1, 0, at.serial + 1, 0) if at.load < len(self._loads) - 1 else None
 
     def _base(self, source: Source, at: _At, index: int) -> list[int]:
-        """Return how many tasks each lane had been given before a source."""
-        if not source.passes_ago:
-            return self._bases[index - source.back + 1]
-        if at.serial == 0:
+        """Return how many tasks each lane had been given before a source; what is settled is met in any case."""
+        if source.passes_ago and at.serial == 0:
             return self._bases[0]
-        found = self._index.get((at.serial - 1, at.layer - source.back))
-        return MET if found is None else self._bases[found + 1]
+        found = self._index.get((at.serial - 1, at.layer - source.back)) if source.passes_ago else index - source.back
+        return MET if found is None or found < self._settled else self._bases[found + 1]
 
     def _add(self, template: Template, name: Hashable, at: _At, bases: list[list[int]]) -> None:
         """Put the tasks of a layer into the lanes' queues."""
@@ -204,16 +208,10 @@ class Simulation(Lanes):
             busy_s=list(self.busy_s),
             waits_s=dict(self.waits_s),
         )
+        while all(map(operator.ge, self.done, self._bases[self._settled + 2])) and self._settled < index:
+            self._settled += 1
         if not self._skip_passes(index, at, state):
             self._skip_layers(index, at, state)
-
-    def _all_since(self, at: _At) -> bool:
-        """Say whether every lane has done with what came before a layer."""
-        index = self._index.get((at.serial, at.layer))
-        if index is None:
-            return False
-        begun = self._bases[index + 1]
-        return all(done >= before for done, before in zip(self.done, begun, strict=True))
 
     def _skip_passes(self, index: int, at: _At, state: _State) -> bool:
         """Skip passes of a load once they repeat, but for the job's last one, which lays nothing ahead."""
@@ -221,8 +219,8 @@ class Simulation(Lanes):
         upcoming = self._next or self._given[-1]
         if past is None or upcoming.load != at.load:
             return False
-        same = self._all_since(at._replace(layer=0)) and state.same(past)
-        enough = at.layer == self._num_layers - 1 and at.serial - self._first_serial[at.load] >= REPEATS - 1
+        same = self._given[self._settled].serial == at.serial and state.same(past)
+        enough = at.layer == self._num_layers - 1 and at.serial - self._first_serial[at.load] >= MOST_PASSES - 1
         last_load = at.load == len(self._loads) - 1
         times = self._loads[at.load].count - 1 - last_load - upcoming.number
         if times <= 0 or not (same or enough):
@@ -233,24 +231,24 @@ class Simulation(Lanes):
 
     def _skip_layers(self, index: int, at: _At, state: _State) -> None:
         """Skip whole periods of layers, if those to come are like those that brought this state about."""
-        ahead = len(self._given) - 1 - index
+        ahead, oldest = len(self._given) - 1 - index, self._given[self._settled]
+        if oldest.serial != at.serial:
+            return
         for period in range(1, LONGEST_PERIOD + 1):
             past = self._states.get(at._replace(layer=at.layer - period))
             if past is None:
                 return
-            times = (self._periodic_until(at, period) - at.layer - ahead) // period
-            if times > 0 and self._all_since(at._replace(layer=at.layer - self._reach + 1)) and state.same(past):
+            times = (self._periodic_until(at, period, oldest.layer) - at.layer - ahead) // period
+            if times > 0 and state.same(past):
                 self._count_again(times, past, state)
                 self._relabel(index + 1, layers=times * period)
                 return
 
-    def _periodic_until(self, at: _At, period: int) -> int:
-        """Return up to which layer each is like the one a period before, or -1 if not even those just done are."""
-        phase, like = self._loads[at.load].phase, self._book.like
-        first = at.layer - self._reach + 1
+    def _periodic_until(self, at: _At, period: int, first: int) -> int:
+        """Return up to which layer each from a first one on is like that a period before, or -1 if `at` is not."""
         if first < period:
             return -1
-        layer = first
+        phase, like, layer = self._loads[at.load].phase, self._book.like, first
         while layer < self._num_layers - 1 and like(phase, layer) == like(phase, layer - period):
             layer += 1
         return layer - 1 if layer > at.layer else -1

@@ -11,8 +11,8 @@ may depend on kind, part, kind of layer and whether it is the last.
 
 Where the state of all lanes is as it was a few layers or a pass before, what repeats from there on is not simulated but
 counted. A load of many passes is a stretch of generation in which costs hardly change: sample a growing context by a
-few loads. Where not even three passes of a load bring the same state twice, the rest take as long as the last one:
-only queues still fill or drain then, by less in a pass than what they hold.
+few loads. Where not even a dozen passes of a load bring the same state twice, the rest take as long as the last one:
+only queues still fill or drain then, in a pass by less than a dozenth of what they hold.
 """
 
 from __future__ import annotations

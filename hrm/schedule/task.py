@@ -121,16 +121,15 @@ class Walk:
     `layer(i)` makes what is given to the lanes while the main lane works on layer i, look-ahead for layers behind it
     included; a pass is all of them in order. `like(i)` is equal for layers whose tasks are the same but for the layer
     number, relative to which all their needs in the pass are the same too, and whose tasks cost the same.
-    No task starts before `main` has finished all it was given `reach` layers earlier. `regular` says that kinds of
-    layer repeat in one short pattern; else nothing of the pass is left out.
+    No task given during layer i, or after it, starts before `main` has finished all that it was given during the layer
+    `reach(i)` before; a pass follows on the one before it.
     """
 
     num_layers: int
     layer: Callable[[int], Iterable[Task]]
     like: Callable[[int], Hashable]
     main: Lane
-    reach: int
-    regular: bool = True
+    reach: Callable[[int], int]
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:

@@ -6,7 +6,7 @@ layer of this pass or of the one before), a lane, and a number of tasks.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from hrm.schedule.task import Lane, Need, Phase, Schedule, Task, TaskKey
@@ -53,10 +53,15 @@ class Template(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """Tasks by lane; and each one's lane and place in it, by its key with the layer relative to this one."""
+    """Tasks by lane; and each one's lane and place in it, by its key with the layer relative to this one.
+
+    `looks_back` says that some task needs one of the pass before, `lays_ahead` that some are for the next pass.
+    """
 
     tasks: list[list[Task]]
     places: dict[TaskKey, tuple[int, int]]
+    looks_back: bool
+    lays_ahead: bool
 
 
 class Book:
@@ -66,6 +71,7 @@ class Book:
         self._walks = schedule.walks
         self._exact = exact
         self._prologue = _by_lane(schedule.prologue, 0)
+        self._ahead_from: dict[Phase, int] = {}
         self._layers: dict[Hashable, _Layer] = {}
         self._templates: dict[Hashable, Template] = {}
         self._likes: dict[tuple[Phase, int], Hashable] = {}
@@ -79,18 +85,33 @@ class Book:
 
     def prologue(self) -> Template:
         """Return the prologue as if it were a layer; no pass waits for it to end."""
-        tasks, places = self._prologue
+        tasks, places, *_ = self._prologue
         here = Source(0, 0)
         met = {need: (here, places[need.key]) for lane in tasks for task in lane for need in task.needs}
         needs = [[_references(task, met, [here]) for task in lane] for lane in tasks]
         return Template(tasks, needs, [here], [0] * len(LANES))
 
+    def name(self, kind: PassKind, layer: int) -> Hashable:
+        """Return what is equal where `template` is the same: few layers tell one kind of pass from another."""
+        phase = kind.phase
+        looks_back = self._layer(phase, layer, last=False).looks_back
+        before = kind.before if looks_back else phase
+        return PassKind(phase, before, kind.last and layer >= self._lays_ahead_from(phase)), self.like(phase, layer)
+
     def template(self, kind: PassKind, layer: int) -> Template:
         """Return what a layer gives to the lanes in a pass."""
-        key = kind, self.like(kind.phase, layer)
-        if key not in self._templates:
-            self._templates[key] = self._template(kind, layer)
-        return self._templates[key]
+        name = self.name(kind, layer)
+        if name not in self._templates:
+            self._templates[name] = self._template(kind, layer)
+        return self._templates[name]
+
+    def _lays_ahead_from(self, phase: Phase) -> int:
+        """Return the first layer that has tasks for the next pass: those behind it may come elsewhere in the last."""
+        if phase not in self._ahead_from:
+            layers = range(self._walks[phase].num_layers)
+            ahead = (layer for layer in layers if self._layer(phase, layer, last=False).lays_ahead)
+            self._ahead_from[phase] = next(ahead, len(layers))
+        return self._ahead_from[phase]
 
     def _template(self, kind: PassKind, layer: int) -> Template:
         tasks = self._layer(kind.phase, layer, last=kind.last).tasks
@@ -110,7 +131,7 @@ class Book:
         key = phase, last, self.like(phase, layer)
         if key not in self._layers:
             given = self._walks[phase].layer(layer)
-            self._layers[key] = _by_lane((task for task in given if not (last and task.for_next_pass)), layer)
+            self._layers[key] = _by_lane([task for task in given if not (last and task.for_next_pass)], layer)
         return self._layers[key]
 
     def _find(self, need: Need, kind: PassKind, layer: int) -> tuple[Source, tuple[int, int]] | None:
@@ -135,14 +156,19 @@ class Book:
         return None
 
 
-def _by_lane(tasks: Iterable[Task], layer: int) -> _Layer:
+def _by_lane(tasks: Sequence[Task], layer: int) -> _Layer:
     lanes: list[list[Task]] = [[] for _ in LANES]
     places = {}
     for task in tasks:
         lane = NUMBER[task.lane]
         places[task.key._replace(layer=task.layer - layer)] = lane, len(lanes[lane])
         lanes[lane].append(task)
-    return _Layer(lanes, places)
+    return _Layer(
+        tasks=lanes,
+        places=places,
+        looks_back=any(need.passes_ago for task in tasks for need in task.needs),
+        lays_ahead=any(task.for_next_pass for task in tasks),
+    )
 
 
 def _references(
