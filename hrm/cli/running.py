@@ -14,7 +14,7 @@ from hrm.cli.timelines import TraceFile, profile_of, write_run_trace
 from hrm.errors import HrmError
 
 if TYPE_CHECKING:
-    from executor.job import JobResult
+    from executor.job import Job, JobResult
     from executor.progress import Progress
     from hrm.plan import Plan
 
@@ -61,54 +61,61 @@ def run(
 
     The options from --temperature on hold for prompts that do not say otherwise, in fields of the same names.
     """
-    from executor.job import Job, run_job
-    from executor.native import status_line
+    from executor.job import Job
     from executor.sampling import Settings
-    from hrm.compare import report_run
-    from hrm.device.opening import open_backend
-    from hrm.files import from_plain, to_plain, write_json
+    from hrm.files import from_plain
     from hrm.plan import load_plan
-    from hrm.report import progress, show_json, show_run
 
-    settings = from_plain(
-        Settings,
-        {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-            "stop": stop or [],
-            "max_new_tokens": max_new_tokens,
-            "ignore_eos": ignore_eos,
-        },
-        where="hrm run",
-    )
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop or []}
+    limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos}
+    settings = from_plain(Settings, asked | limits, where="hrm run")
     job = Job(checkpoint=checkpoint, prompts=prompts, output=output, routing=record_routing, settings=settings)
     outputs = (output, job.journal, report, trace, record_routing)
     _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in outputs if path is not None))
     loaded = load_plan(plan)
     profile = profile_of(loaded, hardware) if hardware else None
-    backend = open_backend(loaded.machine.device, loaded.machine.emulated)
+    result = _run(loaded, job)
+    if trace is not None and result.generation is not None:
+        write_run_trace(trace, loaded, result.generation, profile)
+    _report(loaded, result, report, json=json)
+    _say(result, output)
+
+
+def _run(plan: Plan, job: Job) -> JobResult:
+    """Run a job and say how far it is."""
+    from executor.job import run_job
+    from hrm.device.opening import open_backend
+    from hrm.report import progress
+
+    backend = open_backend(plan.machine.device, plan.machine.emulated)
     try:
         with progress("running") as step:
             step("loading the checkpoint")
-            result = run_job(loaded, job, backend, _Teller(step, loaded).tell)
+            return run_job(plan, job, backend, _Teller(step, plan).tell)
+    except KeyboardInterrupt:
+        if job.journal.exists():
+            typer.echo(f"hrm: answers so far are in {job.journal}; the same command goes on from there", err=True)
+        raise
     finally:
         backend.close()
-    generation = result.generation
-    measured = report_run(loaded, generation.measured) if generation is not None else None
-    if generation is not None:
-        if report is not None:
-            write_json(report, measured)
-        if trace is not None:
-            write_run_trace(trace, loaded, generation, profile)
+
+
+def _report(plan: Plan, result: JobResult, path: Path | None, *, json: bool) -> None:
+    """Write and print predicted beside measured, where anything was measured."""
+    from executor.native import status_line
+    from hrm.compare import report_run
+    from hrm.files import to_plain, write_json
+    from hrm.report import show_json, show_run
+
+    measured = None if result.generation is None else report_run(plan, result.generation.measured)
+    if path is not None and measured is not None:
+        write_json(path, measured)
     if json:
         done = {"answered": result.answered, "resumed": result.resumed, "problems": result.problems}
         show_json((to_plain(measured) or {}) | {"job": done})
     elif measured is not None:
         show_run([measured])
         typer.echo(status_line())
-    _say(result, output)
 
 
 def _say(result: JobResult, output: Path) -> None:
