@@ -90,7 +90,8 @@ class DecodeTasks:
         append_kv(new[0], new[-1], view.keys, view.values, view.next_places(cached))
         out = flight.attended(batch.num_sequences)[rows].view(*query.shape[:2], -1)
         num_heads, _ = state.model.cache_heads
-        decode_attention(query, view.keys, view.values, view.valid(cached + 1), num_heads, out)
+        sinks = state.sinks(step.task.layer, query.device)
+        decode_attention(query, view.keys, view.values, view.valid(cached + 1), num_heads, out, sinks)
 
     def _cached(self, step: Step, first: int, last: int) -> torch.Tensor:
         """Return how many tokens of some sequences earlier passes have cached."""

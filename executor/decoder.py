@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from executor.experts import feed_forward, weighted_sum
+from executor.experts import ExpertForm, feed_forward, weighted_sum
 from executor.grouped import GroupedWeights, project
 from executor.latent import LatentWeights, project_latents
 from executor.linear import linear, operand
@@ -81,7 +81,7 @@ def post_attention(
         if layer.router is not None:
             shares, chosen = choose_experts(normed, layer.router, model, workspace)
             with workspace.frame():
-                hidden.add_(weighted_sum(normed, shares, chosen, experts, 0, workspace))
+                hidden.add_(weighted_sum(normed, shares, chosen, experts, 0, workspace, ExpertForm.of(model)))
         ffn = experts[0] if layer.router is None and layer.ffn is None else layer.ffn
         _add_ffn(normed, ffn, hidden, workspace)
 

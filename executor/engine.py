@@ -45,7 +45,7 @@ from hrm.workspace import experts_workspace_bytes, workspace_bytes
 
 __all__ = ["Engine", "Generation", "Runnable"]
 
-_FREE_FIELDS = ("name", "dtype")
+_FREE_FIELDS = ("name", "dtype", "expert_dtype")
 """Fields in which a plan's model may differ from the checkpoint: what it is called, and how its weights are stored."""
 
 

@@ -9,9 +9,11 @@ import torch.nn.functional as F  # noqa: N812
 
 from executor.linear import linear, operand
 from executor.workspace import Workspace
+from hrm.model import ModelSpec
+from hrm.records import record
 from hrm.workspace import ROWS_AT_A_TIME
 
-__all__ = ["apply_expert", "assignments", "feed_forward", "swiglu", "weighted_sum"]
+__all__ = ["ExpertForm", "apply_expert", "assignments", "feed_forward", "swiglu", "weighted_sum"]
 
 
 def assignments(
@@ -26,44 +28,73 @@ def assignments(
     return [(expert, tokens[expert], shares[expert]) for expert, count in enumerate(counts) if count]
 
 
-def swiglu(x: torch.Tensor, expert: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> torch.Tensor:
+@record
+class ExpertForm:
+    """What an expert is besides its shapes: whether its matrices have biases, and where it is clamped, if anywhere."""
+
+    biased: bool = False
+    limit: float | None = None
+    alpha: float = 1.0
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> ExpertForm:
+        """Return that of a model's routed experts."""
+        return cls(biased=model.expert_bias, limit=model.swiglu_limit, alpha=model.swiglu_alpha)
+
+
+PLAIN = ExpertForm()
+
+
+def swiglu(
+    x: torch.Tensor, expert: torch.Tensor, workspace: Workspace, out: torch.Tensor, form: ExpertForm = PLAIN
+) -> torch.Tensor:
     """Apply one expert to x [rows, hidden]: down(silu(gate x) * up x), into `out`.
 
-    `expert` is flat: gate [ff, hidden], up [ff, hidden] and down [hidden, ff], one behind the other.
+    `expert` is flat: gate [ff, hidden], up [ff, hidden] and down [hidden, ff], one behind the other, then their biases
+    in the same order, if any. Clamped, it is down((up x + 1) * gate x * sigmoid(alpha * gate x)).
     """
     hidden = x.shape[1]
-    intermediate = expert.numel() // (3 * hidden)
-    split = 2 * intermediate * hidden
+    intermediate = (expert.numel() - form.biased * hidden) // (3 * hidden + 2 * form.biased)
+    split, end = 2 * intermediate * hidden, 3 * intermediate * hidden
     both = linear(x, expert[:split].view(2 * intermediate, hidden), workspace)
-    gate = F.silu(both[:, :intermediate], inplace=True)
-    gate.mul_(both[:, intermediate:])
-    return linear(gate, expert[split:].view(hidden, intermediate), workspace, out)
+    if form.biased:
+        both.add_(expert[end : end + 2 * intermediate])
+    gate, up = both[:, :intermediate], both[:, intermediate:]
+    if form.limit is None:
+        F.silu(gate, inplace=True)
+    else:
+        F.silu(gate.clamp_(max=form.limit).mul_(form.alpha), inplace=True).div_(form.alpha)
+        up.clamp_(-form.limit, form.limit).add_(1)
+    result = linear(gate.mul_(up), expert[split:end].view(hidden, intermediate), workspace, out)
+    return result.add_(expert[-hidden:]) if form.biased else result
 
 
-def apply_expert(
+def apply_expert(  # noqa: PLR0913 (what the profiler times, kept flat)
     x: torch.Tensor,
     tokens: torch.Tensor,
     shares: torch.Tensor,
     expert: torch.Tensor,
     workspace: Workspace,
     total: torch.Tensor,
+    form: ExpertForm = PLAIN,
 ) -> None:
     """Add an expert's output for some tokens of x [all tokens, hidden], times their shares, to `total`."""
     for rows, part in zip(torch.split(tokens, ROWS_AT_A_TIME), torch.split(shares, ROWS_AT_A_TIME), strict=True):
         with workspace.frame():
             gathered = workspace.take((len(rows), x.shape[1]), x.dtype)
             torch.index_select(x, 0, rows, out=gathered)
-            result = swiglu(gathered, expert, workspace, workspace.take(gathered.shape, x.dtype))
+            result = swiglu(gathered, expert, workspace, workspace.take(gathered.shape, x.dtype), form)
             total.index_add_(0, rows, result.mul_(part))
 
 
-def weighted_sum(
+def weighted_sum(  # noqa: PLR0913 (the operands of one call)
     x: torch.Tensor,
     weights: torch.Tensor,
     chosen: torch.Tensor,
     experts: Sequence[torch.Tensor],
     first: int,
     workspace: Workspace,
+    form: ExpertForm = PLAIN,
 ) -> torch.Tensor:
     """Return what experts number `first` and following add to each token of x [tokens, hidden], in the workspace.
 
@@ -74,7 +105,7 @@ def weighted_sum(
     last = first + len(experts)
     for expert, tokens, shares in assignments(weights, chosen, last):
         if first <= expert < last:
-            apply_expert(wide, tokens, shares, experts[expert - first], workspace, total)
+            apply_expert(wide, tokens, shares, experts[expert - first], workspace, total, form)
     return total
 
 

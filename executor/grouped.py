@@ -18,12 +18,17 @@ __all__ = ["GroupedWeights", "project"]
 
 @record
 class GroupedWeights:
-    """A layer's projections: `qkv` is Q, K and V one behind the other, as is its bias; a norm is as wide as it runs."""
+    """A layer's projections: `qkv` is Q, K and V one behind the other, as is its bias; a norm is as wide as it runs.
+
+    `sinks` has a logit per query head; `host_sinks` are the same in host memory, in float32.
+    """
 
     qkv: torch.Tensor
     qkv_bias: torch.Tensor | None = None
     query_norm: torch.Tensor | None = None
     key_norm: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    host_sinks: torch.Tensor | None = None
 
 
 def project(

@@ -11,6 +11,7 @@ from executor.decoder import LayerWeights, ModelWeights
 from executor.grouped import GroupedWeights
 from executor.latent import LatentWeights
 from executor.loading import CheckpointReader
+from executor.mxfp4 import BLOCK, from_mxfp4
 from executor.routing import RouterWeights
 from hrm.model import LatentAttention, ModelSpec
 from hrm.variants import QKNorm
@@ -32,7 +33,7 @@ class Place(Protocol):
 
 
 def load_experts(reader: CheckpointReader, model: ModelSpec, layer: int, target: Callable[[int], torch.Tensor]) -> None:
-    """Copy a layer's experts into place: `target(expert)` is flat, gate, up and down one behind the other."""
+    """Copy a layer's experts into place: `target(expert)` is flat, as `executor.experts.swiglu` takes it."""
     for expert, parts in enumerate(_experts(reader, model, f"model.layers.{layer}")):
         places = torch.split(target(expert), [tensor.numel() for tensor in parts])
         for place, tensor in zip(places, parts, strict=True):
@@ -41,9 +42,11 @@ def load_experts(reader: CheckpointReader, model: ModelSpec, layer: int, target:
 
 
 def _experts(reader: CheckpointReader, model: ModelSpec, prefix: str) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield each expert's matrices: gate, up, down, or gate and up in one, then down."""
+    """Yield each expert's matrices: gate, up, down, or gate and up in one, then down; then biases, if any."""
     up, down = (model.intermediate_size, model.hidden_size), (model.hidden_size, model.intermediate_size)
-    if model.num_experts == 1:
+    if model.expert_bias:
+        yield from _biased_experts(reader, model, f"{prefix}.mlp.experts")
+    elif model.num_experts == 1:
         yield _ffn(reader, f"{prefix}.mlp", model.hidden_size, model.intermediate_size)
     elif f"{prefix}.mlp.experts.gate_up_proj" in reader:
         fused = reader.read(f"{prefix}.mlp.experts.gate_up_proj", (model.num_experts, 2 * up[0], up[1]))
@@ -54,6 +57,31 @@ def _experts(reader: CheckpointReader, model: ModelSpec, prefix: str) -> Iterato
         names = _MATRICES.get(model.family, _PROJECTIONS)
         for expert in range(model.num_experts):
             yield _ffn(reader, f"{stem}.{expert}", model.hidden_size, model.intermediate_size, names)
+
+
+def _biased_experts(reader: CheckpointReader, model: ModelSpec, stem: str) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield gpt-oss's experts: fused, inputs before outputs or in MXFP4, rows of gate and up in turn."""
+    count, hidden, width = model.num_experts, model.hidden_size, model.intermediate_size
+    both_biases = reader.read(f"{stem}.gate_up_proj_bias", (count, 2 * width))
+    down_biases = reader.read(f"{stem}.down_proj_bias", (count, hidden))
+    boths = _matrices(reader, f"{stem}.gate_up_proj", (count, 2 * width, hidden))
+    downs = _matrices(reader, f"{stem}.down_proj", (count, hidden, width))
+    for both, down, both_bias, down_bias in zip(boths, downs, both_biases, down_biases, strict=True):
+        yield both[0::2], both[1::2], down, both_bias[0::2], both_bias[1::2], down_bias
+
+
+def _matrices(reader: CheckpointReader, name: str, shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
+    """Yield each expert's matrix [outputs, inputs], where `shape` is [experts, outputs, inputs]."""
+    count, outputs, inputs = shape
+    if f"{name}_blocks" not in reader:
+        for stored in reader.read(name, (count, inputs, outputs)):
+            yield stored.t()
+        return
+    blocks = reader.read(f"{name}_blocks", (count, outputs, inputs // BLOCK, BLOCK // 2))
+    scales = reader.read(f"{name}_scales", (count, outputs, inputs // BLOCK))
+    for own_blocks, own_scales in zip(blocks, scales, strict=True):
+        yield from_mxfp4(own_blocks, own_scales)
+        reader.release(own_blocks)
 
 
 def _ffn(
@@ -115,6 +143,7 @@ class _Layer:
             norms = [
                 self._one(f"self_attn.{name}_norm.weight", width) for name, width in zip("qk", widths, strict=True)
             ]
+        sinks = self._one("self_attn.sinks", model.num_query_heads) if model.attention_sinks else None
         return GroupedWeights(
             qkv=self._place(
                 tuple(self._read(f"self_attn.{name}.weight", size, model.hidden_size) for name, size in sizes.items())
@@ -122,6 +151,8 @@ class _Layer:
             qkv_bias=bias,
             query_norm=norms[0],
             key_norm=norms[1],
+            sinks=sinks,
+            host_sinks=None if sinks is None else sinks.to("cpu", torch.float32),
         )
 
     def _latent(self, latent: LatentAttention) -> LatentWeights:
@@ -142,14 +173,15 @@ class _Layer:
     def _router(self) -> RouterWeights:
         """Read the router; experts that are fused in the file lie under `mlp` whatever the family."""
         model, shape = self._model, (self._model.num_experts, self._model.hidden_size)
-        stem = f"{_MIXTURE.get(model.family, 'mlp')}.gate"
+        stem = "mlp.router" if model.router.bias else f"{_MIXTURE.get(model.family, 'mlp')}.gate"
         if f"{self._prefix}.mlp.gate.weight" in self._reader:
             stem = "mlp.gate"
         correction = None
         if model.router.correction:
             read = self._read(f"{stem}.e_score_correction_bias", model.num_experts)
             correction = self._place((read,), torch.float32)
-        return RouterWeights(weight=self._one(f"{stem}.weight", *shape), correction=correction)
+        bias = self._one(f"{stem}.bias", model.num_experts) if model.router.bias else None
+        return RouterWeights(weight=self._one(f"{stem}.weight", *shape), bias=bias, correction=correction)
 
     def _passed_by_all(self) -> torch.Tensor | None:
         """Read the FFN of a dense layer, or the shared experts, flat."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor.experts import weighted_sum
+from executor.experts import ExpertForm, weighted_sum
 from executor.state import Step, WaveState
 
 __all__ = ["SplitTasks"]
@@ -26,7 +26,8 @@ class SplitTasks:
         shares, chosen, normed = flight.on_host.parts(tokens)
         with state.cpu_workspace.frame():
             first = state.model.num_experts - len(experts)
-            total = weighted_sum(normed, shares, chosen, experts, first, state.cpu_workspace)
+            form = ExpertForm.of(state.model)
+            total = weighted_sum(normed, shares, chosen, experts, first, state.cpu_workspace, form)
             flight.sums[:tokens].copy_(total)
 
     def on_gpu(self, step: Step) -> None:
@@ -34,8 +35,9 @@ class SplitTasks:
         state, hidden = self.state, self.state.hidden(step)
         shares, chosen, normed = state.split_flight(step).routed.parts(len(hidden))
         experts = state.main_experts(step.task.layer, state.use(step))
+        form = ExpertForm.of(state.model)
         with state.workspace.frame():
-            hidden.add_(weighted_sum(normed, shares, chosen, experts, 0, state.workspace))
+            hidden.add_(weighted_sum(normed, shares, chosen, experts, 0, state.workspace, form))
 
     def upload(self, step: Step) -> None:
         """Bring up the CPU's sum and add it."""

@@ -10,6 +10,7 @@ import torch
 from executor.attention import AttentionForm
 from executor.buffers import SplitFlight, WaveBuffers
 from executor.decoder import ModelWeights, next_logits, post_attention, route_attended
+from executor.grouped import GroupedWeights
 from executor.kv_cache import WaveCache
 from executor.latent import LatentWeights, expand
 from executor.rotary import RotaryTable
@@ -86,8 +87,16 @@ class WaveState:
 
     def attention(self, layer: int) -> AttentionForm:
         """Return how a layer attends within prompts."""
-        model = self.model
-        return AttentionForm(scale=model.attention_scale, window=model.layer_kind(layer).window)
+        model, weights = self.model, self.weights.layers[layer].attention
+        sinks = weights.sinks if isinstance(weights, GroupedWeights) else None
+        return AttentionForm(scale=model.attention_scale, window=model.layer_kind(layer).window, sinks=sinks)
+
+    def sinks(self, layer: int, device: torch.device) -> torch.Tensor | None:
+        """Return the sinks of a layer, if it has them, where decode attends."""
+        weights = self.weights.layers[layer].attention
+        if not isinstance(weights, GroupedWeights):
+            return None
+        return weights.host_sinks if device.type == "cpu" else weights.sinks
 
     def keys_values(
         self, layer: int, parts: Sequence[torch.Tensor], dtype: torch.dtype

@@ -12,7 +12,7 @@ from hrm.variants import QKNorm
 
 __all__ = ["check_model", "check_runnable"]
 
-_FAMILIES = ("deepseek_v2", "deepseek_v3", "kimi_k2", "llama", "mixtral", "olmoe", "qwen3_moe")
+_FAMILIES = ("deepseek_v2", "deepseek_v3", "gpt_oss", "kimi_k2", "llama", "mixtral", "olmoe", "qwen3_moe")
 _DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 
 
@@ -44,10 +44,11 @@ def check_model(model: ModelSpec) -> None:
 
 
 def _model_problems(model: ModelSpec) -> Iterator[str]:
-    stored = [dtype for dtype in (model.dtype, model.expert_dtype) if dtype not in (None, *_DTYPES)]
+    readable = (None, *_DTYPES, DType.MXFP4 if model.family == "gpt_oss" else None)
+    stored = [dtype for dtype in (model.dtype, model.expert_dtype) if dtype not in readable]
     problems = {
         f"model_type {model.family}": model.family not in _FAMILIES,
-        "biases or further norms": model.bias_parameters != _known_biases(model) or model.expert_bias,
+        "biases or further norms": model.bias_parameters != _known_biases(model),
         "clipped queries, keys and values": model.qkv_clip is not None,
         "rotary embedding that is scaled (but by YaRN), partial or not in all layers": not model.plain_rope,
         f"weights stored as {', '.join(map(str, stored))}": bool(stored),
@@ -61,12 +62,14 @@ def _known_biases(model: ModelSpec) -> int:
         return model.num_layers * ((model.latent.q_lora_rank or 0) + model.latent.kv_lora_rank)
     query, kv, dim = model.query_size, model.kv_size, model.head_dim
     norms = {QKNorm.NONE: 0, QKNorm.HEAD: 2 * dim, QKNorm.ALL_HEADS: query + kv}[model.qk_norm]
-    return model.num_layers * (norms + model.qkv_bias * (query + 2 * kv) + model.output_bias * model.hidden_size)
+    biases = model.qkv_bias * (query + 2 * kv) + model.output_bias * model.hidden_size
+    sinks, routers = model.attention_sinks * model.num_query_heads, model.router.bias * model.num_experts
+    return model.num_layers * (norms + biases + sinks) + model.num_moe_layers * routers
 
 
 def _policy_problems(policy: Policy) -> Iterator[str]:
     if policy.expert_dtype not in (None, policy.weight_dtype):
-        yield f"expert_dtype {policy.expert_dtype} beside weight_dtype {policy.weight_dtype} (plan again with one)"
+        yield f"expert_dtype {policy.expert_dtype} beside weight_dtype {policy.weight_dtype} (give --weight-dtype)"
     for name, dtype in (("weight_dtype", policy.weight_dtype), ("kv_dtype", policy.kv_dtype)):
         if dtype not in _DTYPES:
             yield f"{name} {dtype} (one of {', '.join(_DTYPES)} is run: plan again)"

@@ -9,7 +9,7 @@ import torch
 
 from executor.attention import append_kv, decode_attention, prefill_attention
 from executor.decoder import next_logits, post_attention, pre_attention, route_attended
-from executor.experts import weighted_sum
+from executor.experts import ExpertForm, weighted_sum
 from executor.kv_cache import CacheView
 from executor.memory import torch_dtype
 from executor.sampling import Settings, pick
@@ -68,7 +68,8 @@ def _cpu_experts(state: WaveState) -> None:
     first = state.model.num_experts - len(experts)
     with torch.inference_mode(), state.cpu_workspace.frame():
         x = torch.zeros((1, state.model.hidden_size), dtype=experts[0].dtype)
-        weighted_sum(x, torch.ones((1, 1)), torch.full((1, 1), first), experts, first, state.cpu_workspace)
+        chosen, form = torch.full((1, 1), first), ExpertForm.of(state.model)
+        weighted_sum(x, torch.ones((1, 1)), chosen, experts, first, state.cpu_workspace, form)
 
 
 def _attention(state: WaveState) -> None:

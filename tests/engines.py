@@ -91,6 +91,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "q_lora_rank": 20, "first_k_dense_replace": 2}
         | {"num_hidden_layers": 4, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
+    "gpt_oss": (
+        "gpt_oss",
+        {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4, "num_hidden_layers": 4}
+        | {"rope_parameters": YARN | {"truncate": False}, "swiglu_limit": 1.5},
+    ),
 }
 """Tiny models: a family of transformers, and what differs from `SIZES`."""
 

@@ -72,7 +72,6 @@ def test_plain_models_and_policies_are_run(model, policy):
         ({"bias_parameters": 8}, "biases"),
         ({"qkv_bias": True}, "biases"),
         ({"qkv_clip": 8.0}, "clipped queries"),
-        ({"expert_bias": True}, "biases"),
         ({"plain_rope": False}, "rotary embedding"),
         ({"dtype": DType.FLOAT8}, "weights stored as float8"),
         ({"expert_dtype": DType.MXFP4}, "weights stored as mxfp4"),
