@@ -20,6 +20,7 @@ from hrm.errors import FileError, SchemaError
 from hrm.files import from_plain, read_yaml
 from hrm.hardware_check import check_profile
 from hrm.records import record
+from hrm.schedule.task import TaskKind
 from hrm.units import NonNegative, NonNegativeInt, Positive, PositiveInt, Share
 
 __all__ = [
@@ -162,7 +163,8 @@ class HardwareProfile:
     """A machine: its levels by name (`gpu`, `cpu`, `disk`), its links (`h2d`, `d2h`, `disk`), ceilings and provenance.
 
     `contention` gives, per lane, the share of its own rate that it keeps while the other lanes are busy. `shared` gives
-    what lanes draw on together; without it they share host memory alone (`hrm.rates`).
+    what lanes draw on together; without it they share host memory alone (`hrm.rates`). `task_s` gives, by placement
+    (`hrm.rates.placement_of`) and kind of task, what a task takes beyond its kernels and bytes.
     `provenance` says for each dotted field path where the number comes from (`hrm.provenance`). `system` says in
     words how the machine was set while it was measured: processor, kernel, huge pages, load, command.
     """
@@ -178,6 +180,7 @@ class HardwareProfile:
     ceilings: tuple[CeilingTable, ...] = ()
     contention: dict[str, Share] = field(default_factory=dict)
     shared: dict[str, SharedRate] = field(default_factory=dict)
+    task_s: dict[str, dict[TaskKind, NonNegative]] = field(default_factory=dict)
     system: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
 

@@ -164,7 +164,9 @@ def pass_costs(
 
     def costs_of(size: Reals) -> tuple[dict[LayerKind, Kinds], Cost]:
         shape = PassShape(phase=phase, sequences=size, step=step, workload=workload)
-        by_layer = {layer: task_costs(grid, model, rates, shape, layer) for layer in model.layer_kinds}
+        by_layer = {
+            layer: _as_tasks(task_costs(grid, model, rates, shape, layer), grid, rates) for layer in model.layer_kinds
+        }
         return by_layer, head_cost(grid, model, rates, size)
 
     full, full_head = costs_of(grid.micro_batch_size)
@@ -182,6 +184,18 @@ def pass_costs(
     )
 
 
+def _as_tasks(costs: Kinds, grid: PolicyGrid, rates: Rates) -> Kinds:
+    """Add to each task that has something to do what it takes beyond its kernels and bytes."""
+    found = {}
+    for kind, cost in costs.items():
+        extra_s = rates.task_s(grid.template, kind)
+        if extra_s:
+            beyond_s = extra_s * np.sign(cost.seconds)
+            cost = add_costs([cost, Cost(seconds=beyond_s, latency_s=beyond_s)])
+        found[kind] = cost
+    return found
+
+
 def at_step(costs: PassCosts, rates: Rates, workload: Workload, step: float) -> PassCosts:
     """Return the costs of a decode pass at another step: only attention over the cache depends on it."""
     grid, model = costs.grid, costs.model
@@ -193,7 +207,7 @@ def at_step(costs: PassCosts, rates: Rates, workload: Workload, step: float) -> 
             changed = {TaskKind.ATTENTION: attention_cost(grid, model, rates, shape, layer)}
             if TaskKind.KV_LOAD in kinds:
                 changed[TaskKind.KV_LOAD] = kv_load_cost(grid, model, rates, shape, layer)
-            found[layer] = kinds | changed
+            found[layer] = kinds | _as_tasks(changed, grid, rates)
         return found
 
     full = moved(costs.full, grid.micro_batch_size)

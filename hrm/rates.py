@@ -13,12 +13,13 @@ from hrm.achievable import DeviceClass, Trait, default
 from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
 from hrm.hardware import HardwareProfile, Level, Link, Rate
+from hrm.policy import Policy, Processor, ScheduleName
 from hrm.records import record
 from hrm.roofline import computing_rates
 from hrm.schedule.sharing import Shared
-from hrm.schedule.task import Lane
+from hrm.schedule.task import Lane, TaskKind
 
-__all__ = ["Rates", "class_of"]
+__all__ = ["Rates", "class_of", "placement_of"]
 
 _COMPUTE_TRAIT = {Kernel.EXPERT_FFN: Trait.EXPERT_GEMM, Kernel.ATTENTION_PREFILL: Trait.PREFILL_ATTENTION}
 _MEMORY_TRAIT = {
@@ -36,6 +37,15 @@ HOST_MEMORY_LANES = {Lane.CPU: 1.0, Lane.H2D: 1.0, Lane.D2H: 1.0, Lane.PIN: 2.0}
 def class_of(name: str, level: Level) -> DeviceClass:
     """Return a level's class; one that states none is taken for a server's, by its name."""
     return level.device_class or _CLASS_BY_NAME.get(name, DeviceClass.DATACENTER_GPU)
+
+
+def placement_of(policy: Policy) -> str:
+    """Name the ways of placing things in which tasks of one kind do different things: where attention and cache lie."""
+    if policy.main_device is Processor.CPU:
+        return "all_on_cpu"
+    if policy.attention_device is Processor.CPU:
+        return "attention_on_cpu"
+    return "kv_transfer" if policy.schedule is ScheduleName.KV_TRANSFER else "attention_on_gpu"
 
 
 @record
@@ -122,6 +132,10 @@ class Rates:
         if not self.measured:
             return 0.0
         return self.trait(Trait.LAUNCH, level) if place.launch_s is None else place.launch_s
+
+    def task_s(self, policy: Policy, kind: TaskKind) -> float:
+        """Return what a task takes beyond its kernels and bytes (nothing at peaks, or where it was not measured)."""
+        return self.hardware.task_s.get(placement_of(policy), {}).get(kind, 0.0) if self.measured else 0.0
 
     @property
     def staging_bytes_per_s(self) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from hrm.files import to_plain
+from hrm.hardware import HardwareProfile
 from hrm.report import show_lines, show_table
 from hrm.validation.judgement import JudgedCase, Judgement, Quantity
 from hrm.validation.quantities import END_TO_END
 from hrm.validation.targets import targets
 
-__all__ = ["case_rows", "decision_rows", "error_rows", "order_rows", "show_judgement", "target_rows"]
+__all__ = ["case_rows", "decision_rows", "document", "error_rows", "order_rows", "show_judgement", "target_rows"]
 
 HEADLINES = (END_TO_END, "prefill", "decode")
 
@@ -23,6 +26,23 @@ def show_judgement(judgement: Judgement) -> None:
         ["cases that are off most:", *(f"  {one.case.name}: {one.error:+.1%}; {one.attribution}" for one in worst)]
     )
     show_lines([f"failed: {name}: {why}" for name, why in judgement.failed.items()])
+
+
+def document(judgement: Judgement, machines: Mapping[str, HardwareProfile]) -> dict[str, Any]:
+    """Return everything judged as one JSON document: what follows from the records is written out too."""
+    system = next(iter(machines.values())).system
+    found: dict[str, Any] = to_plain(judgement)
+    for plain, one in zip(found["cases"], judgement.cases, strict=True):
+        plain |= {"error": one.error, "where_it_is_off": str(one.attribution)}
+        for name, quantity in one.quantities.items():
+            plain["quantities"][name] |= {"error": quantity.error, "inside": quantity.inside}
+    return {
+        "date": system.get("date"),
+        "machine": ", cores: ".join(system[name] for name in ("processor", "cores allowed") if name in system),
+        "targets": to_plain(list(targets(judgement))),
+        "mape": judgement.errors[END_TO_END].mape,
+        "regret": max((one.regret for one in judgement.decisions), default=None),
+    } | found
 
 
 def target_rows(judgement: Judgement) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """Intervals: what a prediction's own numbers leave open, no more and no less."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from hrm.achievable import Trait
 from hrm.estimate import Fidelity
 from hrm.hardware import Measurement, Rate
-from hrm.interval import interval_around, uncertainties, with_assumed
+from hrm.interval import MODEL_ERROR, TO_80_PERCENT, interval_around, uncertainties, with_assumed
 from hrm.policy import PolicyGrid
 from hrm.predict import predict_grid
 from tests.machines import machine, model, policy, with_link, workload
@@ -38,12 +39,15 @@ def test_the_prediction_lies_inside():
 
 
 def test_what_a_profile_assumes_itself_is_not_doubted():
+    """What is left is the model's own error, of which four in five are this small."""
     sure = with_all_assumed(machine())
 
     around = interval_around(throughput(sure), sure, throughput)
 
     assert list(uncertainties(sure)) == []
-    assert around.low == around.high == throughput(sure)
+    factor = math.exp(TO_80_PERCENT * MODEL_ERROR)
+    assert around.high == pytest.approx(throughput(sure) * factor)
+    assert around.low == pytest.approx(throughput(sure) / factor)
 
 
 @pytest.mark.parametrize("iqr", [0.0, 1e3, 4e3])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hrm.hardware import HardwareProfile
     from hrm.microbench.kernels import KernelProbe
 
-__all__ = ["hardware_app", "probes", "profile"]
+__all__ = ["hardware_app", "profile"]
 
 hardware_app = typer.Typer(help="List, show or validate hardware profiles.", no_args_is_help=True)
 
@@ -40,6 +40,7 @@ def profile(
         _check(check, disk, json)
         return
     from executor.native import status_line
+    from executor.small_runs import small_runs
     from hrm.device.opening import open_backend, parse_device
     from hrm.files import check_output, to_plain, write_yaml
     from hrm.microbench.journal import finish
@@ -54,7 +55,7 @@ def profile(
     backend = open_backend(chosen.device, chosen.emulated, index=chosen.index)
     try:
         with progress("profiling") as step:
-            measured = profile_machine(backend, probes(quick), request, progress=step)
+            measured = profile_machine(backend, _probes(quick), request, small_runs=small_runs, progress=step)
     finally:
         backend.close()
     write_yaml(output, measured)
@@ -66,7 +67,7 @@ def profile(
         typer.echo(f"{status_line()}\nwrote {output}, and every sample to {samples}")
 
 
-def probes(quick: bool) -> list[KernelProbe]:
+def _probes(quick: bool) -> list[KernelProbe]:
     """Return the kernels to make ceiling tables of."""
     from executor.kernels import kernel_probes
     from hrm.dtypes import DType

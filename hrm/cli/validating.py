@@ -43,7 +43,9 @@ def validate(
         float, typer.Option("--budget-s", min=1, help="Stop after so long; the same command goes on from there.")
     ] = 3600.0,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    quick: Annotated[bool, typer.Option("--quick/--no-quick", help="Quick profiles.")] = True,
+    kernels_s: Annotated[
+        float, typer.Option("--kernels-s", min=1, help="Seconds to profile the kernels of each device.")
+    ] = 30.0,
     report_only: Annotated[bool, typer.Option("--report-only", help="Judge the runs that are there.")] = False,
     json: Json = False,
 ) -> None:
@@ -62,7 +64,7 @@ def validate(
     folder = _folder(output)
     asked = Asked(plans=plans, case_s=case_s, seed=seed)
     with progress("validating") as say:
-        machines = _machines(folder, devices or list(DEVICES), quick=quick, say=say)
+        machines = _machines(folder, devices or list(DEVICES), kernels_s, say)
         cases = _cases(folder, machines, sources, asked, say)
         if not report_only:
             left_s = budget_s - (time.monotonic() - began_s)
@@ -100,19 +102,24 @@ def _sources(checkpoints: Sequence[Path], prompts: Path | None) -> dict[str, Sou
     return sources
 
 
-def _machines(folder: Folder, devices: Sequence[str], *, quick: bool, say: Say) -> dict[str, HardwareProfile]:
+def _machines(folder: Folder, devices: Sequence[str], kernels_s: float, say: Say) -> dict[str, HardwareProfile]:
     """Profile the devices that have not been, and return all profiles by name."""
-    from hrm.cli.machine import probes
+    from executor.kernels import kernel_probes
+    from executor.small_runs import small_runs
     from hrm.device.opening import open_backend, parse_device
+    from hrm.dtypes import DType
     from hrm.files import write_yaml
     from hrm.hardware import load_profile
     from hrm.microbench.profile import Request, profile_machine
 
     def profile(choice: DeviceChoice, text: str, name: str) -> HardwareProfile:
         backend = open_backend(choice.device, choice.emulated, index=choice.index)
-        request = Request(quick=quick, command=f"hrm validate --device {text}", name=name)
+        request = Request(quick=True, kernels_s=kernels_s, command=f"hrm validate --device {text}", name=name)
         try:
-            return profile_machine(backend, probes(quick), request, progress=lambda step: say(f"{name}: {step}"))
+            probes = kernel_probes(DType.BFLOAT16, quick=False)
+            return profile_machine(
+                backend, probes, request, small_runs=small_runs, progress=lambda step: say(f"{name}: {step}")
+            )
         finally:
             backend.close()
 
@@ -180,10 +187,10 @@ def _write_job(path: Path, tokens: Sequence[Sequence[int]]) -> None:
 
 def _report(folder: Folder, cases: Cases, machines: dict[str, HardwareProfile], *, json: bool) -> None:
     """Judge what has run, and write and show the report."""
-    from hrm.files import to_plain, write_json
+    from hrm.files import write_json
     from hrm.model_config import load_model
     from hrm.report import progress, show_json
-    from hrm.report_validation import show_judgement
+    from hrm.report_validation import document, show_judgement
     from hrm.validation.cases import load_runs
     from hrm.validation.judgement import judge
     from hrm.validation.report_page import Validation, write_report_page
@@ -194,11 +201,12 @@ def _report(folder: Folder, cases: Cases, machines: dict[str, HardwareProfile], 
         raise HrmError(f"{folder.runs}: no run has succeeded (raise --budget-s, or see the file for what failed)")
     with progress("judging") as say:
         judgement = judge(cases.cases, runs, machines, models, say)
-    write_json(folder.report, judgement)
+    found = document(judgement, machines)
+    write_json(folder.report, found)
     shown = Validation(judgement=judgement, runs=tuple(runs), machines=machines, models=models)
     write_report_page(folder.page, shown)
     if json:
-        show_json(to_plain(judgement))
+        show_json(found)
     else:
         show_judgement(judgement)
         typer.echo(f"wrote {folder.page} and {folder.report}")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "Pool", "Site", "Source", "plan_cases", "pool_of"]
 
 JOB_SIZES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-JOB_GEN_LEN, JOB_PROMPTS = 8, 0.1
-"""Of the job that decisions are judged by: tokens per sequence, and how far into the prompts by length it begins."""
+JOB_GEN_LENS, JOB_PROMPTS = (6, 10), (0.0, 0.15)
+"""Of the job that decisions are judged by, drawn: tokens per sequence, how far into the prompts by length it begins."""
 LEAST_GEN_LEN, MOST_GEN_LEN = 2, 16
 LEAST_PROMPT_LEN, MOST_PROMPT_LEN = 6.0, 40.0
 """Mean lengths of random prompts; one prompt is from half as long to half as long again."""
@@ -161,14 +161,15 @@ def _sized_job(site: Site, asked: Asked) -> tuple[Tokens, Workload]:
     """Return the largest job that the best plan does in the time of a case, or the smallest."""
     from solver.optimum import optimum
 
-    chosen = None
+    draw, chosen = random.Random(asked.seed), None
+    gen_len, share = draw.randint(*JOB_GEN_LENS), draw.uniform(*JOB_PROMPTS)
     for size in JOB_SIZES:
-        tokens = site.pool.take(size, JOB_PROMPTS, asked.seed)
-        workload = _workload(tokens, JOB_GEN_LEN)
+        tokens = site.pool.take(size, share, asked.seed)
+        workload = _workload(tokens, gen_len)
         best = optimum(site.problem(workload))
         if best is None:
             break
-        if chosen is None or size * JOB_GEN_LEN / best.throughput_tokens_per_s <= asked.case_s:
+        if chosen is None or size * gen_len / best.throughput_tokens_per_s <= asked.case_s:
             chosen = tokens, workload
         else:
             break

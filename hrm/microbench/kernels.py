@@ -54,14 +54,17 @@ def table_jobs(probes: Sequence[KernelProbe], levels: Iterable[str]) -> list[tup
     return [(probe, level) for level in in_order for probe in probes if level in probe.levels]
 
 
-def measure_table(bench: Bench, probe: KernelProbe, level: str, *, budget_s: float) -> CeilingTable:
+def measure_table(
+    bench: Bench, probe: KernelProbe, level: str, *, budget_s: float, coarse: bool = False
+) -> CeilingTable:
     """Measure a probe's table row count by row count until the time is spent; two of them in any case.
 
     A middle row count tells what others cost. Then come the most rows that fit, for beyond its last row count a table
-    keeps the rate of its edge, then the fewest, then those farthest from the measured ones.
+    keeps the rate of its edge, then the fewest, then those farthest from the measured ones. A `coarse` table has the
+    outermost sizes and a few row counts.
     """
     deadline_s = time.perf_counter() + budget_s
-    sizes = _ends(probe.sizes) if bench.quick else probe.sizes
+    sizes = _ends(probe.sizes) if coarse else probe.sizes
     columns: dict[int, _Column] = {}
     rows: int | None = probe.rows[len(probe.rows) // 2]
     while rows is not None:
@@ -69,7 +72,7 @@ def measure_table(bench: Bench, probe: KernelProbe, level: str, *, budget_s: flo
         left_s = deadline_s - time.perf_counter()
         if len(columns) == 1:
             left_s = max(left_s, _SECOND_COLUMN_S)
-        rows = None if bench.quick and len(columns) == _QUICK_ROWS else _next_rows(bench, probe.rows, columns, left_s)
+        rows = None if coarse and len(columns) == _QUICK_ROWS else _next_rows(bench, probe.rows, columns, left_s)
     measured = sorted(columns)
     cells = [[columns[rows].cells[size] for rows in measured] for size in sizes]
     return CeilingTable(

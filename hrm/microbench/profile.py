@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -27,6 +28,7 @@ from hrm.microbench.machine import setting, system_facts
 from hrm.microbench.measure import CpuWatch
 from hrm.microbench.memory import MemorySamples, cache_samples, device_memory_samples, host_memory_samples
 from hrm.microbench.notes import Notes
+from hrm.microbench.overheads import TaskRun, overheads
 from hrm.records import record
 from hrm.schedule.task import Lane
 from hrm.units import format_s
@@ -48,14 +50,16 @@ _DISK_VISIT_S = 10.0
 class Request:
     """What to profile and how: `command` is cited as the source; `disk` is a folder of a disk to measure.
 
-    `output` names the file that the caller will write: its journal lies beside it (`hrm.microbench.journal`), and
-    `resume` goes on with the journal of a run that was killed.
+    `kernels_s` is time of its own for the kernels' tables, at all their shapes, whatever else is quick. `output` names
+    the file that the caller will write: its journal lies beside it (`hrm.microbench.journal`), and `resume` goes on
+    with the journal of a run that was killed.
     """
 
     quick: bool = False
     command: str = "hrm profile"
     name: str | None = None
     disk: Path | None = None
+    kernels_s: float | None = None
     output: Path | None = None
     resume: bool = False
 
@@ -134,17 +138,24 @@ class _Run:
         notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
         return rate
 
+    def small_runs(self, make: Callable[[Backend], tuple[TaskRun, ...]]) -> tuple[TaskRun, ...]:
+        """Run the small jobs."""
+        return self.section("tasks of a small job", _TASK_RUNS, lambda: make(self.bench.backend))
+
     def tables(
-        self, notes: Notes, probes: Sequence[KernelProbe], levels: Iterable[str], *, disk: bool
+        self, notes: Notes, probes: Sequence[KernelProbe], levels: Iterable[str], request: Request
     ) -> tuple[CeilingTable, ...]:
-        """Measure the kernels' tables in the time that is left, shared evenly; second visits have theirs kept back."""
-        jobs = table_jobs(probes, levels)
-        kept_back_s = 0.0 if self.bench.quick else _SECOND_VISIT_S + (_DISK_VISIT_S if disk else 0.0)
+        """Measure the kernels' tables in the time of their own, else in what is left; second visits' is kept back."""
+        jobs, bench, kernels_s = table_jobs(probes, levels), self.bench, request.kernels_s
+        kept_back_s = 0.0 if bench.quick else _SECOND_VISIT_S + (_DISK_VISIT_S if request.disk else 0.0)
+        end_s = kept_back_s if kernels_s is None else bench.left_s - kernels_s
+        coarse = bench.quick and kernels_s is None
         tables = []
         for done, (probe, level) in enumerate(jobs):
-            budget_s = max(0.0, self.bench.left_s - kept_back_s) / (len(jobs) - done)
+            budget_s = max(0.0, bench.left_s - end_s) / (len(jobs) - done)
             name = f"kernel {probe.kernel} in {probe.dtype} on {level}"
-            table = self.section(name, CeilingTable, _table_measure(self.bench, probe, level, budget_s))
+            measure = partial(measure_table, bench, probe, level, budget_s=budget_s, coarse=coarse)
+            table = self.section(name, CeilingTable, measure)
             path = f"ceilings.{probe.kernel}.{level}.{probe.dtype}"
             notes.other(path, f"median of at least 3 calls per shape, largest iqr {format_s(table.iqr_s)}")
             tables.append(table)
@@ -152,6 +163,7 @@ class _Run:
 
 
 _MEMORY = cast("type[dict[str, MemorySamples]]", dict[str, MemorySamples])
+_TASK_RUNS = tuple[TaskRun, ...]
 _RATES = cast("type[dict[str, Samples]]", dict[str, Samples])
 _PRODUCTS = tuple[ProductSamples, ...]
 
@@ -162,10 +174,6 @@ def _named(samples: dict[Lane, Samples]) -> dict[str, Samples]:
 
 def _link_measure(bench: Bench, lane: Lane, pinned: bool) -> Callable[[], LinkSamples]:
     return lambda: link_samples(bench, lane, pinned=pinned)
-
-
-def _table_measure(bench: Bench, probe: KernelProbe, level: str, budget_s: float) -> Callable[[], CeilingTable]:
-    return lambda: measure_table(bench, probe, level, budget_s=budget_s)
 
 
 def _contention(bench: Bench) -> _Contention:
@@ -205,11 +213,13 @@ def profile_machine(
     probes: Sequence[KernelProbe] = (),
     request: Request | None = None,
     *,
+    small_runs: Callable[[Backend], tuple[TaskRun, ...]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> HardwareProfile:
     """Measure the machine behind `backend`: levels, links, kernel ceilings, contention, a disk if one is asked for.
 
     `probes` are kernels to make ceiling tables of, in what the time leaves: up to 15 s when quick, else 2 minutes.
+    `small_runs` runs small jobs on the backend, from which it is learnt what tasks take beyond their kernels.
 
     Raises
     ------
@@ -226,7 +236,8 @@ def profile_machine(
     host = run.host(1)
     levels, links, shares, shared = _beside_the_host(run, notes)
     disk = run.disk(request.disk, 1) if request.disk else None
-    tables = run.tables(notes, probes, ["cpu", *levels], disk=disk is not None)
+    tables = run.tables(notes, probes, ["cpu", *levels], request)
+    ran = run.small_runs(small_runs) if small_runs is not None else ()
     if not request.quick:
         host = _both(host, run.host(2))
     if request.disk and disk and not request.quick:
@@ -238,7 +249,9 @@ def profile_machine(
     facts |= {"date": dt.date.today().isoformat(), "command": request.command}
     if run.journal.resumed:
         facts["resumed"] = f"{len(run.journal.resumed)} sections from a run that was cut short"
-    return HardwareProfile(
+    if ran:
+        notes.other("task_s", "median task of a small job, less what kernels' tables and links explain of it")
+    profile = HardwareProfile(
         name=request.name or (spec.name if spec else f"this-machine-{backend.name}"),
         description=f"{f'emulated device {spec.name} in ' if spec else ''}{setting()}",
         device=cast("Literal['none', 'cuda', 'emulated']", backend.name),
@@ -251,6 +264,7 @@ def profile_machine(
         system=facts,
         provenance=notes.by_path,
     )
+    return replace(profile, task_s=overheads(profile, ran))
 
 
 def _journal(request: Request) -> Journal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from hrm.validation.svg import INK, MARKS, PALETTE, LogAxes, element, key, pictu
 from hrm.views.gantt import STYLES
 from hrm.views.roofline_scene import COLOURS
 
-__all__ = ["legend", "roofline", "scatter", "timelines"]
+__all__ = ["error_strips", "legend", "roof_legend", "roofline", "scatter", "timelines"]
 
-SIDE, BAND = 400.0, 0.1
+SIDE, BAND, STRIP = 400.0, 0.1, 30.0
+BAND_COLOUR = "#E8F1F8"
 POINT_KINDS = (TaskKind.PRE_ATTENTION, TaskKind.ATTENTION, TaskKind.POST_ATTENTION)
 EXPERT_KINDS = (TaskKind.GPU_EXPERTS, TaskKind.CPU_EXPERTS)
 LEAST_SHARE = 0.02
@@ -36,9 +38,18 @@ def scatter(cases: Sequence[JudgedCase], machines: Sequence[str], models: Sequen
     ]  # fmt: skip
     points = " ".join(f"{axes.x(x):.5g},{axes.y(y):.5g}" for x, y in corners)
     clip = f'<clipPath id="scatter"><rect x="{axes.left}" y="{axes.top}" width="{SIDE}" height="{SIDE}"/></clipPath>'
-    band = element("polygon", points=points, fill="#0072B2", fill_opacity=0.08, clip_path="url(#scatter)")
+    band = element("polygon", points=points, fill=BAND_COLOUR, clip_path="url(#scatter)")
     diagonal = axes.line((low, low), (high, high), stroke=INK, stroke_width=1.2)
-    words = text("predicted = measured", axes.x(high) - 8, axes.y(high) + 34, text_anchor="end", fill=INK)
+    x, y = axes.x(high) - 14, axes.y(high) + 4
+    words = text(
+        "predicted = measured",
+        x,
+        y,
+        text_anchor="end",
+        fill=INK,
+        transform=f"rotate(-45 {x:.5g} {y:.5g})",
+        class_="words",
+    )
     marks = "".join(_case_mark(axes, one, machines, models) for one in cases)
     frame = axes.frame("measured, generated tokens/s", "predicted, generated tokens/s")
     label = f"Predicted against measured tokens per second of {len(cases)} cases, with the diagonal"
@@ -65,6 +76,46 @@ def _case_mark(axes: LogAxes, one: JudgedCase, machines: Sequence[str], models: 
             stroke=colour,
             stroke_width=1.5,
         )
+    )
+
+
+def error_strips(cases: Sequence[JudgedCase], machines: Sequence[str], models: Sequence[str]) -> str:
+    """Draw the signed error of every case, a row for each model on each machine, with the band of 10 %."""
+    reach = max(1.5 * BAND, *(abs(one.error) for one in cases)) * 1.05
+    rows = [(machine, model) for machine in machines for model in models]
+    left, width, bottom = 178.0, 270.0, 14.0 + STRIP * len(rows)
+
+    def x(error: float) -> float:
+        return left + width * (error / reach + 1.0) / 2.0
+
+    band = element("rect", x=x(-BAND), y=14.0, width=x(BAND) - x(-BAND), height=bottom - 14.0, fill=BAND_COLOUR)
+    parts = [band, element("line", x1=x(0), x2=x(0), y1=14.0, y2=bottom, stroke=INK, stroke_width=1.2)]
+    for error in (-BAND, 0.0, BAND):
+        parts.append(text(f"{error:+.0%}" if error else "0", x(error), bottom + 16, text_anchor="middle", fill=INK))
+    parts.append(text("predicted / measured - 1", x(0), bottom + 34, text_anchor="middle", fill=INK))
+    for row, (machine, model) in enumerate(rows):
+        y = 14.0 + STRIP * (row + 0.5)
+        parts.append(text(f"{machine}, {model}", left - 8, y + 4, text_anchor="end", fill=INK))
+        for one in cases:
+            if (one.case.machine, one.case.model) == (machine, model):
+                parts.append(_error_mark(one, (x(one.error), y), machines, models))
+    label = f"Signed errors of {len(cases)} cases by machine and model"
+    return picture("".join(parts), left + width + 10, bottom + 42, label)
+
+
+def _error_mark(one: JudgedCase, at: tuple[float, float], machines: Sequence[str], models: Sequence[str]) -> str:
+    index, hollow = machines.index(one.case.machine), models.index(one.case.model) % 2
+    colour = PALETTE[index % len(PALETTE)]
+    title = f"<title>{html.escape(one.case.name)}: {one.error:+.1%}</title>"
+    return element(
+        "path",
+        title,
+        d=MARKS[index % len(MARKS)],
+        transform=f"translate({at[0]:.5g} {at[1]:.5g})",
+        fill="none" if hollow else colour,
+        fill_opacity=0.6,
+        stroke=colour,
+        stroke_width=1.3,
     )
 
 
@@ -112,7 +163,7 @@ def _peak(level: Level) -> float | None:
 
 
 def _roof(axes: LogAxes, where: str, slope: float, peak: float | None) -> str:
-    """Draw a slope up to the processor's peak, and that on to the right, with words at their ends."""
+    """Draw a slope up to the processor's peak, and that on to the right."""
     (left, right), (bottom, top) = axes.x_range, axes.y_range
     style = {"stroke": COLOURS.get(where, INK), "stroke_width": 1.8}
     first = max(left, bottom / slope)
@@ -120,14 +171,18 @@ def _roof(axes: LogAxes, where: str, slope: float, peak: float | None) -> str:
     parts = []
     if bend > first:
         parts.append(axes.line((first, slope * first), (bend, slope * bend), **style))
-        words = f"{where} {format_bytes_per_s(slope)}"
-        parts.append(text(words, axes.x(first) + 4, axes.y(slope * first) - 6, fill=style["stroke"], class_="words"))
     if peak is not None and bend < right:
         parts.append(axes.line((max(bend, left), peak), (right, peak), **style))
-        words = f"{where} {format_flop_per_s(peak)}"
-        place = axes.x(right) - 4, axes.y(peak) - 5
-        parts.append(text(words, *place, text_anchor="end", fill=style["stroke"], class_="words"))
     return "".join(parts)
+
+
+def roof_legend(machine: HardwareProfile) -> str:
+    """Say which line is which roof."""
+    entries = []
+    for where, slope, peak in _roofs(machine):
+        words = f"{where} {format_bytes_per_s(slope)}" + (f", {format_flop_per_s(peak)}" if peak else "")
+        entries.append(key("M-7 0h14", words, stroke=COLOURS.get(where, INK), stroke_width=2))
+    return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
 class Point(NamedTuple):

@@ -15,7 +15,7 @@ from hrm.records import record
 from hrm.report_validation import case_rows, decision_rows, error_rows, order_rows, target_rows
 from hrm.validation.cases import Run
 from hrm.validation.judgement import JudgedCase, Judgement
-from hrm.validation.pictures import legend, roofline, scatter, timelines
+from hrm.validation.pictures import error_strips, legend, roof_legend, roofline, scatter, timelines
 from hrm.validation.svg import key
 from hrm.validation.timelines import predicted_bars
 from hrm.views.gantt import STYLES
@@ -60,6 +60,7 @@ def _parts(shown: Validation) -> dict[str, str]:
         "TARGETS": _table("targets", target_rows(judgement)),
         "LEGEND": legend(machines, models),
         "SCATTER": scatter(judgement.cases, machines, models),
+        "STRIPS": error_strips(judgement.cases, machines, models),
         "WORST": _worst(judgement.cases),
         "ROOFLINES": "".join(_roofline(shown, name) for name in machines),
         "TIMELINES": "".join(_timelines(shown)),
@@ -96,7 +97,8 @@ def _worst(cases: Sequence[JudgedCase]) -> str:
 def _roofline(shown: Validation, name: str) -> str:
     machine = shown.machines[name]
     drawn = roofline(machine, [one for one in shown.judgement.cases if one.case.machine == name])
-    return f"<figure><figcaption>{html.escape(machine.label)}</figcaption>{drawn}</figure>" if drawn else ""
+    caption = f"<figcaption>{html.escape(machine.label)}</figcaption>"
+    return f"<figure>{caption}{roof_legend(machine)}{drawn}</figure>" if drawn else ""
 
 
 def _timelines(shown: Validation) -> Iterator[str]:
