@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
-
-import numpy as np
 
 from hrm.arrays import Reals
 from hrm.estimate import Fidelity
 from hrm.hardware import HardwareProfile
 from hrm.interval import Interval, interval_around
-from hrm.lanes import LaneWork, PassCosts, at_step, contended, lane_work, pass_costs
+from hrm.lanes import LaneWork
 from hrm.model import ModelSpec
+from hrm.passes import job_passes, rates_at, wave_costs, wave_work
 from hrm.policy import Policy, PolicyGrid
-from hrm.rates import Rates
 from hrm.records import record
 from hrm.roofline import Bound
 from hrm.schedule.catalog import build_schedule
@@ -26,18 +22,12 @@ from hrm.workload import Workload
 __all__ = [
     "Bottleneck",
     "GridTimes",
-    "JobPass",
     "Prediction",
     "Times",
-    "job_passes",
     "predict",
     "predict_grid",
     "with_interval",
 ]
-
-CONTEXT_SAMPLES = 4
-"""Decode steps evaluated between the first and the last; the growing context changes costs piecewise linearly."""
-_LAST = "last_"
 
 
 @record
@@ -81,25 +71,6 @@ class GridTimes:
     throughput_tokens_per_s: Reals
     time_to_first_token_s: Reals
     time_per_token_s: Reals
-
-
-@record
-class JobPass:
-    """Passes of a job that cost alike: how many of them one wave has and the whole job, and what the lanes do in one.
-
-    A job that does not come out even ends with a smaller wave; its passes have names that begin with `last_`.
-    """
-
-    name: str
-    phase: Phase
-    per_wave: int
-    count: Reals
-    work: LaneWork
-
-    @property
-    def in_full_wave(self) -> bool:
-        """Whether the pass belongs to a wave of the whole batch."""
-        return not self.name.startswith(_LAST)
 
 
 @record
@@ -245,59 +216,6 @@ def predict_grid(
     )
 
 
-def job_passes(
-    grid: PolicyGrid, model: ModelSpec, hardware: HardwareProfile, workload: Workload, fidelity: Fidelity
-) -> tuple[JobPass, ...]:
-    """Return the passes of a job under each policy of a grid, at `roof` or `ceiling`."""
-    rates, total = _rates(hardware, fidelity), workload.num_sequences
-    if total is None:
-        return tuple(_wave_passes(grid, model, rates, workload, "", 1.0))
-    whole, rest = np.divmod(total, grid.batch_size)
-    passes = list(_wave_passes(grid, model, rates, workload, "", whole))
-    if np.any(rest):
-        last = np.where(rest > 0, rest, grid.batch_size)
-        smaller = replace(grid, batch_size=last, micro_batch_size=np.minimum(grid.micro_batch_size, last))
-        passes += _wave_passes(smaller, model, rates, workload, _LAST, np.sign(rest))
-    return tuple(passes)
-
-
-def _wave_passes(
-    grid: PolicyGrid, model: ModelSpec, rates: Rates, workload: Workload, prefix: str, waves: Reals
-) -> Iterator[JobPass]:
-    for index, (per_wave, work) in enumerate(_bounds(_works(grid, model, rates, workload), rates)):
-        phase = Phase.DECODE if index else Phase.PREFILL
-        yield JobPass(
-            name=f"{prefix}{phase}" + (f"_{index}" if index else ""),
-            phase=phase,
-            per_wave=per_wave,
-            count=per_wave * waves,
-            work=work,
-        )
-
-
-def _rates(hardware: HardwareProfile, fidelity: Fidelity) -> Rates:
-    return Rates(hardware=hardware, measured=fidelity is not Fidelity.ROOF)
-
-
-def _works(grid: PolicyGrid, model: ModelSpec, rates: Rates, workload: Workload) -> list[tuple[int, PassCosts]]:
-    """Cost the prefill pass, and for each stretch of decode how many passes it has and what its middle one costs."""
-    works = [(1, pass_costs(grid, model, rates, workload, Phase.PREFILL))]
-    base: PassCosts | None = None
-    for count, step in _stretches(workload.gen_len - 1):
-        if base is None:
-            base = costs = pass_costs(grid, model, rates, workload, Phase.DECODE, step)
-        else:
-            costs = at_step(base, rates, workload, step)
-        works.append((count, costs))
-    return works
-
-
-def _bounds(works: list[tuple[int, PassCosts]], rates: Rates) -> tuple[tuple[int, LaneWork], ...]:
-    """Return what the lanes have to do in each pass, at contended rates where measured ones count."""
-    costed = [(count, contended(costs, rates) if rates.measured else costs) for count, costs in works]
-    return tuple((count, lane_work(costs, rates.shared)) for count, costs in costed)
-
-
 def _task_s(waves: list[tuple[int, _Wave]]) -> dict[Phase, dict[TaskKind, float]]:
     total: dict[Phase, dict[TaskKind, float]] = {}
     for count, wave in waves:
@@ -349,17 +267,10 @@ def _times(waves: list[tuple[int, _Wave]], workload: Workload, total: int) -> Ti
 
 def _wave(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workload: Workload, fidelity: Fidelity) -> _Wave:
     """Predict one batch from its first task to its last token."""
-    rates = _rates(hardware, fidelity)
-    passes = _works(PolicyGrid.of(policy), model, rates, workload)
-    bounds = _Wave(passes=_bounds(passes, rates))
+    rates = rates_at(hardware, fidelity)
+    passes = wave_costs(PolicyGrid.of(policy), model, rates, workload)
+    bounds = _Wave(passes=wave_work(passes, rates))
     if fidelity is not Fidelity.SIMULATED:
         return bounds
     loads = [PassLoad(phase=costs.phase, work_of=costs.remembered(), count=count) for count, costs in passes]
     return replace(bounds, simulated=simulate_passes(build_schedule(policy, model), loads, rates.shared))
-
-
-def _stretches(steps: int) -> list[tuple[int, float]]:
-    """Cut decode into stretches in which costs hardly change: how many steps each has, and its middle step (from 1)."""
-    count = min(steps, CONTEXT_SAMPLES)
-    ends = [round(index * steps / count) for index in range(count + 1)] if count else []
-    return [(end - first, (first + 1 + end) / 2) for first, end in pairwise(ends)]

@@ -9,8 +9,8 @@ from dataclasses import replace
 from hrm.errors import InfeasibleError
 from hrm.estimate import Fidelity
 from hrm.memory import Shortage
+from hrm.passes import JobPass, job_passes
 from hrm.policy import Policy, PolicyGrid, Processor
-from hrm.predict import JobPass, job_passes
 from hrm.records import record
 from hrm.roofline import Bound
 from hrm.schedule.task import Phase

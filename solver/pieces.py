@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from hrm.arrays import Reals
 from hrm.estimate import Fidelity
 from hrm.lanes import LaneWork
+from hrm.passes import JobPass, job_passes
 from hrm.policy import Policy, PolicyGrid, Processor
-from hrm.predict import JobPass, job_passes
 from hrm.records import record
 from hrm.schedule.task import Phase
 from solver.problem import Objective, Problem

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from hrm.estimate import Fidelity
-from hrm.predict import job_passes, predict_grid
+from hrm.passes import job_passes
+from hrm.predict import predict_grid
 from solver.grid import objective_s
 from solver.pieces import bounds_by_name, pieces_of
 from solver.space import build_space

@@ -315,7 +315,7 @@ def test_sampled_decode_steps_stand_for_all(attention, monkeypatch):
     chosen = policy(attention, batch_size=256, micro_batch_size=32, **half)
 
     def decode_s(samples):
-        monkeypatch.setattr(import_module("hrm.predict"), "CONTEXT_SAMPLES", samples)
+        monkeypatch.setattr(import_module("hrm.passes"), "CONTEXT_SAMPLES", samples)
         predicted = predict(chosen, spec, load_profile("l4-case-study"), workload(200, 400, gen_len=17))
         return predicted.by_fidelity[Fidelity.SIMULATED].decode_s
 

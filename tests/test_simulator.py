@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,21 @@ def test_leaving_out_repetitions_changes_nothing(case, shared):
             # What is waited for is a matter of choice where two tasks end at once; how long is not.
             waited = [sum(load.waits_s.get(lane, {}).values()) for load in (one, other)]
             assert waited[0] == pytest.approx(waited[1], rel=1e-6, abs=1e-6 * other.end_s)
+
+
+@given(cases(max_layers=4), st.integers(4, 20))
+@settings(max_examples=60, deadline=None)
+def test_passes_that_never_repeat_are_off_by_less_than_queues_hold(case, count):
+    """Three passes simulated, not twelve: what queues hold, `reach` layers of work at most, was spread over them."""
+    schedule, (prefill, decode) = case
+    loads = [prefill, replace(decode, count=count)]
+    with patch("hrm.schedule.simulation.MOST_PASSES", 3):
+        short = simulate_passes(schedule, loads)
+    whole = simulate_passes(schedule, loads, exact=True)
+    walk = schedule.walks[Phase.DECODE]
+    held = max(walk.reach(layer) for layer in range(walk.num_layers)) / walk.num_layers
+
+    assert short.end_s == pytest.approx(whole.end_s, rel=held / 3)
 
 
 @given(cases(max_layers=12))

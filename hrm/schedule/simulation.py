@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hrm.schedule.events import NEVER, Lanes, SortName
 from hrm.schedule.loads import LoadTimes, PassLoad, Simulated
 from hrm.schedule.sharing import Shared
-from hrm.schedule.task import LONGEST_PERIOD, Lane, Phase, Schedule, Task, TaskKind
+from hrm.schedule.task import Lane, Phase, Schedule, Task, TaskKind
 from hrm.schedule.templates import LANES, Book, PassKind, Source, Template
 
 __all__ = ["Simulation"]
@@ -25,6 +25,8 @@ __all__ = ["Simulation"]
 MOST_PASSES = 12
 """Passes of a load that are simulated at most: where even the last of them is unlike the one before, a queue is still
 filling, and what it can hold at all was spread over all of them."""
+LONGEST_PERIOD = 8
+"""Layers after which a pattern of kinds of layer is looked for again, at most."""
 SAME = 1e-9
 """How far two states may differ and count as one, as a share of the time between them."""
 MET = [-sys.maxsize] * len(LANES)
@@ -71,7 +73,10 @@ class _State(NamedTuple):
 
 
 class Simulation(Lanes):
-    """Gives the lanes layer after layer, and leaves out those that would go as others went."""
+    """Gives the lanes layer after layer, and leaves out those that would go as others went.
+
+    Layers go by their place in `_given`; every lane has done all that came before place `_settled`.
+    """
 
     def __init__(self, schedule: Schedule, loads: Sequence[PassLoad], shared: Sequence[Shared], *, exact: bool) -> None:
         super().__init__(shared)

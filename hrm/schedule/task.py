@@ -15,10 +15,7 @@ IN_FLIGHT = 2
 """Of whatever is double-buffered, how many are in use at once: one is filled while the other is used. Micro-batches in
 transfer, device slots of streamed layers, pinned staging pages."""
 
-LONGEST_PERIOD = 8
-"""Layers after which a pattern of kinds of layer repeats, at most."""
-
-__all__ = ["IN_FLIGHT", "LONGEST_PERIOD", "Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind", "Walk"]
+__all__ = ["IN_FLIGHT", "Lane", "Need", "Phase", "Schedule", "Task", "TaskKey", "TaskKind", "Walk"]
 
 
 class Phase(StrEnum):

@@ -102,8 +102,14 @@ def _draw(axes: Axes, timeline: Timeline, lanes: list[Lane]) -> None:
         for timed in timeline.of_lane(lane):
             _bar(axes, timed, row, (scale, end_s))
         share = timeline.busy_s(lane) / end_s
-        axes.text(1.008, row, f"{share:.0%} busy", transform=axes.get_yaxis_transform(), va="center", color=INK, size=8)
+        axes.text(
+            1.008, row, f"{_percent(share)} busy", transform=axes.get_yaxis_transform(), va="center", color=INK, size=8
+        )
     _legend(axes, {timed.task.kind for timed in timeline.tasks})
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.005 else "< 1%"
 
 
 def _bar(axes: Axes, timed: TimedTask, row: int, extent: tuple[float, float]) -> None:
