@@ -14,18 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import hrm
 from hrm.dtypes import DType
-from hrm.errors import InfeasibleError
 from hrm.hardware import HardwareProfile, bundled_profiles
 from hrm.model import ModelSpec
 from hrm.model_config import bundled_models
 from hrm.policy import Processor, ScheduleName
 from hrm.what_if import Resource, amount
+from solver.breakpoints import relaxed_optima, whole_optima
 from solver.drawing import draw_map
+from solver.pieces import pieces_of
 from solver.policy_map import policy_map, read_axes
 from solver.problem import Problem
-from solver.search import explore
 from solver.space import build_space
 
 SCHEDULES = (ScheduleName.CGOPIPE, ScheduleName.KV_TRANSFER)
@@ -85,14 +87,11 @@ def compared() -> Iterator[Pair]:
 def both_ways(model: ModelSpec, machine: HardwareProfile) -> Iterator[Pair]:
     """Yield the best of the ladder of N and mu with attention on either side, neither refined, where both fit."""
     problem = posed(model, machine, model.dtype)
-    try:
-        explored = explore(problem)
-    except InfeasibleError:
-        return
     best = dict.fromkeys(Processor, 0.0)
-    for part in explored.parts[: len(build_space(problem).grids)]:
-        device = part.pieces.grid.template.attention_device
-        best[device] = max(best[device], 1.0 / part.best_s)
+    for grid in build_space(problem).grids:
+        pieces, device = pieces_of(problem, grid), grid.template.attention_device
+        least_s = whole_optima(pieces, relaxed_optima(pieces)).objective.min(initial=np.inf)
+        best[device] = max(best[device], 1.0 / float(least_s))
     if all(best.values()):
         yield Pair(
             model=model.name,
@@ -114,6 +113,8 @@ def posed(model: ModelSpec, machine: HardwareProfile, dtype: DType) -> Problem:
         expert_dtype=model.expert_dtype if dtype is model.dtype else None,
         kv_dtype=dtype.activation_dtype,
         schedules=SCHEDULES,
+        split_experts=False,
+        kv_shares=(0.0,),
     )
 
 

@@ -9,6 +9,7 @@ which take minutes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from hrm.estimate import Fidelity
 from hrm.policy import Policy, PolicyGrid
 from hrm.predict import predict_grid
 from solver.pieces import select
+from solver.pruning import promising
 from solver.room import WHOLE, memory_rows, most_resident, resident_range
 from solver.search import search
 from solver.space import build_space
@@ -127,10 +129,10 @@ def compared() -> Iterator[float]:
     print("\nthroughput at `ceiling`, tokens/s: the solver's plan, and the best of every integer N and mu")
     for case in TRIPLES:
         problem = pose(case)
-        best, largest = every_pair(problem)
-        own = throughput(problem, PolicyGrid.of(search(problem)))
+        own = float(throughput(problem, PolicyGrid.of(search(problem))))
+        best, largest = every_pair(problem, own)
         print(f"{case[0]:16} {case[1]:26} N to {largest:5}  {own:10.4f} {best:10.4f}  {own / best:.5f}")
-        yield float(own / best)
+        yield own / best
 
 
 def throughput(problem: solver.Problem, grid: PolicyGrid) -> np.floating:
@@ -139,21 +141,27 @@ def throughput(problem: solver.Problem, grid: PolicyGrid) -> np.floating:
     return np.max(found.throughput_tokens_per_s)
 
 
-def every_pair(problem: solver.Problem) -> tuple[float, int]:
-    """Return the highest throughput over every integer (N, mu), as many experts resident as fit, and the largest N."""
-    best, largest = 0.0, 0
+def every_pair(problem: solver.Problem, own: float) -> tuple[float, int]:
+    """Return the highest throughput over every integer (N, mu), as many experts resident as fit, and the largest N.
+
+    Where experts or the cache are divided, in steps, only pairs are predicted of which one lane leaves hope to beat
+    the solver's own throughput, which counts too.
+    """
+    best, largest = own, 0
     for grid in build_space(problem).grids:
         top = int(np.max(grid.batch_size, initial=0.0))
         if top > LARGEST_BATCH:
             print(f"  (N up to {LARGEST_BATCH} of {top} searched through)")
         largest = max(largest, min(top, LARGEST_BATCH))
-        for some in pairs(problem, grid.template, min(top, LARGEST_BATCH)):
-            best = max(best, float(throughput(problem, some)))
+        for on_cpu, share in itertools.product(np.unique(grid.cpu_experts), np.unique(grid.kv_on_gpu)):
+            template = replace(grid.template, cpu_experts=int(on_cpu), kv_on_gpu=float(share))
+            for some in pairs(problem, template, min(top, LARGEST_BATCH), 1.0 / best):
+                best = max(best, float(throughput(problem, some)))
     return best, largest
 
 
-def pairs(problem: solver.Problem, template: Policy, top: int) -> Iterator[PolicyGrid]:
-    """Yield every (N, mu) up to a largest N that fits, some at a time."""
+def pairs(problem: solver.Problem, template: Policy, top: int, known_s: float) -> Iterator[PolicyGrid]:
+    """Yield every (N, mu) up to a largest N that fits and may be within reach, some at a time."""
     sizes = np.arange(1.0, top + 1.0)
     batches, micros = np.repeat(sizes, top), np.tile(sizes, top)
     possible = micros <= batches
@@ -166,9 +174,11 @@ def pairs(problem: solver.Problem, template: Policy, top: int) -> Iterator[Polic
             batch_size=batches[here],
             micro_batch_size=micros[here],
             resident_experts=none,
-            cpu_experts=none,
+            cpu_experts=none + template.cpu_experts,
             kv_on_gpu=none + template.kv_on_gpu,
         )
+        grid = select(grid, promising(problem, grid, Fidelity.CEILING, known_s))
+        none = np.zeros_like(grid.batch_size)
         low, high = resident_range(memory_rows(problem, grid), none, most_resident(problem, grid))
         kept = np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
         if kept.any():

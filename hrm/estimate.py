@@ -30,6 +30,7 @@ __all__ = [
     "PassShape",
     "add_costs",
     "attention_cost",
+    "cpu_experts_cost",
     "head_cost",
     "kv_load_cost",
     "operator_cost",
@@ -94,13 +95,14 @@ def add_costs(costs: Iterable[Cost]) -> Cost:
     parts = tuple(costs)
     if len(parts) < 2:
         return parts[0] if parts else Cost()
-    first, *others = parts
-    return Cost(
-        seconds=sum((cost.seconds for cost in others), first.seconds),
-        compute_s=sum((cost.compute_s for cost in others), first.compute_s),
-        bytes=sum((cost.bytes for cost in others), first.bytes),
-        latency_s=sum((cost.latency_s for cost in others), first.latency_s),
-    )
+    first = parts[0]
+    seconds, compute_s, moved, latency_s = first.seconds, first.compute_s, first.bytes, first.latency_s
+    for cost in parts[1:]:
+        seconds = seconds + cost.seconds
+        compute_s = compute_s + cost.compute_s
+        moved = moved + cost.bytes
+        latency_s = latency_s + cost.latency_s
+    return Cost(seconds=seconds, compute_s=compute_s, bytes=moved, latency_s=latency_s)
 
 
 def task_costs(
@@ -189,15 +191,21 @@ def _experts(grid: PolicyGrid, model: ModelSpec, shape: PassShape, *, share: Rea
     return operators.experts(model, shape.tokens, dtype, shape.workload.routing, share)
 
 
+def cpu_experts_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> Cost:
+    """Return the cost of the experts of a micro-batch that the CPU computes beside the GPU."""
+    on_cpu = grid.experts_on_cpu(model) / model.num_experts
+    return operator_cost(_experts(grid, model, shape, share=on_cpu), rates, "cpu")
+
+
 def _split_experts(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> dict[TaskKind, Cost]:
     """Count the experts on both sides, and the hidden states that go down and the sums that come up."""
-    on_cpu = grid.experts_on_cpu(model) / model.num_experts
+    on_gpu = 1.0 - grid.experts_on_cpu(model) / model.num_experts
     width = grid.template.weight_dtype.activation_dtype.bytes_per_element
     payload = shape.tokens * model.hidden_size * width
     return {
         TaskKind.EXPERT_OFFLOAD: _transfer(rates, "d2h", payload),
-        TaskKind.CPU_EXPERTS: operator_cost(_experts(grid, model, shape, share=on_cpu), rates, "cpu"),
-        TaskKind.GPU_EXPERTS: operator_cost(_experts(grid, model, shape, share=1.0 - on_cpu), rates, "gpu"),
+        TaskKind.CPU_EXPERTS: cpu_experts_cost(grid, model, rates, shape),
+        TaskKind.GPU_EXPERTS: operator_cost(_experts(grid, model, shape, share=on_gpu), rates, "gpu"),
         TaskKind.EXPERT_UPLOAD: _transfer(rates, "h2d", payload),
     }
 
@@ -262,13 +270,9 @@ def operator_cost(operator: Operator, rates: Rates, level: str) -> Cost:
     At peaks: max(FLOP / P_peak, bytes / B_peak). As measured: the kernel's ceiling table where the profile has one for
     the level and dtype, else the same maximum at the kernel's achievable rates plus a launch; never less than at peaks.
     """
-    compute_s, memory_s = _kernel_s(operator, rates.peaks, level)
-    seconds = np.maximum(compute_s, memory_s)
-    latency: Reals = 0.0
-    if rates.measured:
-        compute_s, memory_s = achieved = _kernel_s(operator, rates, level)
-        measured_s, latency = _measured_s(operator, rates, level, achieved)
-        seconds = np.maximum(seconds, measured_s)
+    compute_s, memory_s = achieved = _kernel_s(operator, rates, level)
+    measured = _measured_s(operator, rates, level, achieved) if rates.measured else None
+    seconds, latency = measured or (np.maximum(compute_s, memory_s), 0.0)
     bound_by_compute = np.where(compute_s > memory_s, seconds, 0.0)
     return Cost(seconds=seconds, compute_s=bound_by_compute, bytes=operator.bytes, latency_s=latency)
 
@@ -276,10 +280,11 @@ def operator_cost(operator: Operator, rates: Rates, level: str) -> Cost:
 def _measured_s(operator: Operator, rates: Rates, level: str, achieved: tuple[Reals, Reals]) -> tuple[Reals, Reals]:
     """Return an operator's measured or achievable seconds, and those of them that are its launch."""
     table = rates.table(level, operator.kernel, operator.dtype)
-    if table is not None:
-        return _table_s(operator, rates, level, achieved, table), 0.0
-    launch = rates.launch_s(level) * np.minimum(operator.calls, 1.0)
-    return np.maximum(*achieved) + launch, launch
+    launch: Reals = 0.0 if table else rates.launch_s(level) * np.minimum(operator.calls, 1.0)
+    seconds = _table_s(operator, rates, level, achieved, table) if table else np.maximum(*achieved) + launch
+    if table is None and rates.within_peaks(level, operator.dtype, operator.kernel):
+        return seconds, launch
+    return np.maximum(seconds, np.maximum(*_kernel_s(operator, rates.peaks, level))), launch
 
 
 def _kernel_s(operator: Operator, rates: Rates, level: str) -> tuple[Reals, Reals]:

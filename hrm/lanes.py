@@ -23,7 +23,7 @@ from hrm.schedule.sharing import Shared, Work
 from hrm.schedule.task import Lane, Phase, Task, TaskKind
 from hrm.workload import Workload
 
-__all__ = ["LaneWork", "PassCosts", "at_step", "contended", "lane_work", "pass_costs", "work_by_kind"]
+__all__ = ["LaneWork", "PassCosts", "at_step", "contended", "lane_work", "pass_costs"]
 
 _LINKS = (Lane.H2D, Lane.D2H)
 _PAGE_KINDS = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
@@ -49,6 +49,9 @@ _LANE_OF = {
     TaskKind.PAGE_PIN: Lane.PIN,
 }
 
+_WITH_CONTEXT = (TaskKind.ATTENTION, TaskKind.KV_LOAD)
+"""Kinds whose cost in decode grows with the context."""
+
 Kinds = dict[TaskKind, Cost]
 
 
@@ -56,8 +59,9 @@ Kinds = dict[TaskKind, Cost]
 class PassCosts:
     """Costs of the tasks of one pass, by kind of layer: of a full micro-batch and of the last, which may be smaller.
 
-    `stretch` says by what factor each lane's tasks take longer because other lanes are busy: at `ceiling` alone, for a
-    simulation shares rates itself.
+    `summed` adds up the tasks of a kind over the pass, the head's under the kind that has it to do. `stretch` says by
+    what factor each lane's tasks take longer because other lanes are busy: at `ceiling` alone, for a simulation shares
+    rates itself.
     """
 
     grid: PolicyGrid
@@ -67,6 +71,7 @@ class PassCosts:
     last: dict[LayerKind, Kinds]
     full_head: Cost
     last_head: Cost
+    summed: Kinds
     stretch: dict[Lane, Reals]
 
     def work_of(self, task: Task) -> Work:
@@ -79,7 +84,7 @@ class PassCosts:
             cost = (self.last if is_last else self.full)[self.model.layer_kind(task.layer)][kind]
             if task.layer == self.model.num_layers - 1 and kind is self.head_kind:
                 cost = add_costs([cost, head])
-        seconds = float(cost.seconds * self.stretch.get(task.lane, 1.0))
+        seconds = float(self.stretched(task.lane, cost.seconds))
         return Work(seconds=seconds, bytes=float(cost.bytes), latency_s=float(cost.latency_s))
 
     def remembered(self) -> Callable[[Task], Work]:
@@ -109,6 +114,10 @@ class PassCosts:
         if kind is TaskKind.ATTENTION and self.phase is Phase.DECODE:
             return Lane(choices.attention_device)
         return _LANE_OF.get(kind, Lane(choices.main_device))
+
+    def stretched(self, lane: Lane, seconds: Reals) -> Reals:
+        """Return a lane's seconds with what its tasks take longer beside other lanes."""
+        return seconds * self.stretch[lane] if lane in self.stretch else seconds
 
     def chain_kinds(self) -> tuple[TaskKind, ...]:
         """Return the kinds that one micro-batch goes through one after another in a layer."""
@@ -172,7 +181,7 @@ def pass_costs(
     full, full_head = costs_of(grid.micro_batch_size)
     same = np.array_equal(grid.last_micro_batch_size, grid.micro_batch_size)
     last, last_head = (full, full_head) if same else costs_of(grid.last_micro_batch_size)
-    return PassCosts(
+    costs = PassCosts(
         grid=grid,
         model=model,
         phase=phase,
@@ -180,8 +189,10 @@ def pass_costs(
         last=last,
         full_head=full_head,
         last_head=last_head,
+        summed={},
         stretch={},
     )
+    return replace(costs, summed=_summed(costs))
 
 
 def _as_tasks(costs: Kinds, grid: PolicyGrid, rates: Rates) -> Kinds:
@@ -212,7 +223,9 @@ def at_step(costs: PassCosts, rates: Rates, workload: Workload, step: float) -> 
 
     full = moved(costs.full, grid.micro_batch_size)
     same = costs.last is costs.full
-    return replace(costs, full=full, last=full if same else moved(costs.last, grid.last_micro_batch_size))
+    there = replace(costs, full=full, last=full if same else moved(costs.last, grid.last_micro_batch_size))
+    changed = {kind: _summed_of(there, kind) for kind in _WITH_CONTEXT if kind in costs.summed}
+    return replace(there, summed=costs.summed | changed)
 
 
 def contended(costs: PassCosts, rates: Rates) -> PassCosts:
@@ -221,6 +234,8 @@ def contended(costs: PassCosts, rates: Rates) -> PassCosts:
     A pass that uses one lane only has nothing to contend with.
     """
     kept = rates.hardware.contention
+    if not kept:
+        return costs
     busy: dict[Lane, Reals] = {}
     for kinds in costs.full.values():
         for kind, cost in kinds.items():
@@ -237,36 +252,53 @@ def contended(costs: PassCosts, rates: Rates) -> PassCosts:
 
 def lane_work(costs: PassCosts, shared: tuple[Shared, ...]) -> LaneWork:
     """Sum the tasks of a pass per lane: layers x micro-batches (and pages) of each kind, the head once per batch."""
-    by_kind = work_by_kind(costs)
     lanes: dict[Lane, list[Cost]] = {}
-    for kind, cost in by_kind.items():
+    for kind, cost in costs.summed.items():
         lanes.setdefault(costs.lane_of(kind), []).append(cost)
     total = {lane: add_costs(parts) for lane, parts in lanes.items()}
     return LaneWork(
-        seconds={lane: cost.seconds * costs.stretch.get(lane, 1.0) for lane, cost in total.items()},
-        compute_s={lane: cost.compute_s * costs.stretch.get(lane, 1.0) for lane, cost in total.items()},
-        chain_s=_chain_s(costs, by_kind),
+        seconds={lane: costs.stretched(lane, cost.seconds) for lane, cost in total.items()},
+        compute_s={lane: costs.stretched(lane, cost.compute_s) for lane, cost in total.items()},
+        chain_s=_chain_s(costs),
         shared_s={one.name: _shared_s(one, total) for one in shared},
-        by_kind={kind: cost.seconds * costs.stretch.get(costs.lane_of(kind), 1.0) for kind, cost in by_kind.items()},
+        by_kind={kind: costs.stretched(costs.lane_of(kind), cost.seconds) for kind, cost in costs.summed.items()},
     )
 
 
-def work_by_kind(costs: PassCosts) -> Kinds:
-    """Return the summed work of a pass by kind of task."""
-    grid, whole = costs.grid, costs.grid.num_micro_batches - 1
-    parts: dict[TaskKind, list[Cost]] = {}
+def _summed(costs: PassCosts) -> Kinds:
+    """Return the work of a pass by kind of task."""
+    kinds = dict.fromkeys(kind for by_kind in costs.full.values() for kind in by_kind)
+    found = {kind: _summed_of(costs, kind) for kind in kinds}
+    head = _over_batch(costs.full_head, costs.last_head, costs.grid.num_micro_batches - 1, 1.0)
+    beside = [found[costs.head_kind]] if costs.head_kind in found else []
+    return found | {costs.head_kind: add_costs([*beside, head])}
+
+
+def _summed_of(costs: PassCosts, kind: TaskKind) -> Cost:
+    """Return the work of all tasks of a kind, the head's aside: of all layers, micro-batches and pages."""
+    grid, parts = costs.grid, []
     for layer, count in costs.model.layer_kinds.items():
-        for kind, cost in costs.full[layer].items():
-            if kind in _PAGE_KINDS:
-                summed = cost.times(count * grid.num_pages)
-            else:
-                summed = add_costs([cost.times(count * whole), costs.last[layer][kind].times(count)])
-            parts.setdefault(kind, []).append(summed)
-    parts.setdefault(costs.head_kind, []).append(add_costs([costs.full_head.times(whole), costs.last_head]))
-    return {kind: add_costs(costs_of) if len(costs_of) > 1 else costs_of[0] for kind, costs_of in parts.items()}
+        if kind not in costs.full[layer]:
+            continue
+        full = costs.full[layer][kind]
+        if kind in _PAGE_KINDS:
+            parts.append(full.times(count * grid.num_pages))
+        else:
+            parts.append(_over_batch(full, costs.last[layer][kind], grid.num_micro_batches - 1, count))
+    return add_costs(parts)
 
 
-def _chain_s(costs: PassCosts, by_kind: Kinds) -> Reals:
+def _over_batch(full: Cost, last: Cost, whole: Reals, count: float) -> Cost:
+    """Return `count` times the cost of `whole` full micro-batches and the last one."""
+    return Cost(
+        seconds=count * (whole * full.seconds + last.seconds),
+        compute_s=count * (whole * full.compute_s + last.compute_s),
+        bytes=count * (whole * full.bytes + last.bytes),
+        latency_s=count * (whole * full.latency_s + last.latency_s),
+    )
+
+
+def _chain_s(costs: PassCosts) -> Reals:
     """Return the way of one micro-batch through all layers, or of all of them through what they do in turn."""
     kinds = costs.chain_kinds()
     one: Reals = costs.full_head.seconds
@@ -274,7 +306,7 @@ def _chain_s(costs: PassCosts, by_kind: Kinds) -> Reals:
         here = costs.full[layer]
         one = one + count * sum(here[kind].seconds for kind in kinds if kind in here)
     if costs.grid.template.schedule is ScheduleName.SERIAL and costs.phase is Phase.DECODE:
-        one = np.maximum(one, sum(by_kind[kind].seconds for kind in _IN_TURN if kind in by_kind))
+        one = np.maximum(one, sum(costs.summed[kind].seconds for kind in _IN_TURN if kind in costs.summed))
     return one
 
 

@@ -19,7 +19,7 @@ from hrm.records import record
 from hrm.schedule.task import Phase
 from hrm.workload import Workload
 
-__all__ = ["JobPass", "job_passes", "rates_at", "wave_costs", "wave_work"]
+__all__ = ["JobPass", "job_passes", "rates_at", "stretches", "wave_costs", "wave_work"]
 
 CONTEXT_SAMPLES = 4
 """Decode steps evaluated between the first and the last; the growing context changes costs piecewise linearly."""
@@ -84,7 +84,7 @@ def wave_costs(grid: PolicyGrid, model: ModelSpec, rates: Rates, workload: Workl
     """Cost the prefill pass, and for each stretch of decode how many passes it has and what its middle one costs."""
     works = [(1, pass_costs(grid, model, rates, workload, Phase.PREFILL))]
     base: PassCosts | None = None
-    for count, step in _stretches(workload.gen_len - 1):
+    for count, step in stretches(workload.gen_len - 1):
         if base is None:
             base = costs = pass_costs(grid, model, rates, workload, Phase.DECODE, step)
         else:
@@ -99,7 +99,7 @@ def wave_work(works: list[tuple[int, PassCosts]], rates: Rates) -> tuple[tuple[i
     return tuple((count, lane_work(costs, rates.shared)) for count, costs in costed)
 
 
-def _stretches(steps: int) -> list[tuple[int, float]]:
+def stretches(steps: int) -> list[tuple[int, float]]:
     """Cut decode into stretches in which costs hardly change: how many steps each has, and its middle step (from 1)."""
     count = min(steps, CONTEXT_SAMPLES)
     ends = [round(index * steps / count) for index in range(count + 1)] if count else []

@@ -114,6 +114,14 @@ class Rates:
             rate *= self.trait(_MEMORY_TRAIT[kernel], level)
         return rate
 
+    def within_peaks(self, level: str, dtype: DType, kernel: Kernel) -> bool:
+        """Say whether a kernel's rates are no higher than the level's peaks, so that its times are no shorter."""
+        return bool(self._once(("within", level, dtype, kernel), lambda: self._within_peaks(level, dtype, kernel)))
+
+    def _within_peaks(self, level: str, dtype: DType, kernel: Kernel) -> bool:
+        computes = self.flop_per_s(level, dtype, kernel) <= self.peaks.flop_per_s(level, dtype, kernel)
+        return computes and self.read_bytes_per_s(level, kernel) <= self.peaks.read_bytes_per_s(level, kernel)
+
     def link_bytes_per_s(self, name: str) -> float:
         """Return the rate of a link, all its paths together."""
         link = self.hardware.link(name)
@@ -128,6 +136,9 @@ class Rates:
 
     def launch_s(self, level: str) -> float:
         """Return what starting an operator on a level's processor costs (nothing at peaks)."""
+        return self._once(("launch", level), lambda: self._launch_s(level))
+
+    def _launch_s(self, level: str) -> float:
         place = self.hardware.level(level)
         if not self.measured:
             return 0.0

@@ -1,7 +1,7 @@
 """The same job under each schedule: how much each of CGOPipe's ideas is worth here, and why (paper §5.3).
 
 Either one policy is put into each schedule, its attention and KV cache where the schedule has them, or each schedule is
-given the policy that is best for it.
+given the policy that is best for it, experts undivided as in the systems that it stands for.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _given(problem: Problem, policy: Policy, name: ScheduleName) -> ScheduleResu
 
 def _best(problem: Problem, name: ScheduleName) -> ScheduleResult:
     try:
-        plan = solve(replace(problem, schedules=(name,)), fidelity=Fidelity.SIMULATED)
+        plan = solve(replace(problem, schedules=(name,), split_experts=False), fidelity=Fidelity.SIMULATED)
     except InfeasibleError as error:
         return ScheduleResult(schedule=name, short=str(error))
     return ScheduleResult(schedule=name, policy=plan.policy, prediction=plan.prediction)

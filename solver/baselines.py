@@ -15,6 +15,7 @@ from hrm.estimate import Fidelity
 from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
 from hrm.predict import predict_grid
 from hrm.records import record
+from solver.grid import within_limits
 from solver.optimum import Found, found
 from solver.problem import Problem
 from solver.published_planner import published_plan
@@ -46,6 +47,8 @@ class Baseline:
         """Say whether searching paid."""
         if self.gain is None:
             return "nothing fits"
+        if self.found is not None and not self.found.in_time:
+            return "misses a limit on time"
         return f"gain {self.gain:.0%}" if self.gain > NO_GAIN else "no gain: use the simple one"
 
 
@@ -110,7 +113,7 @@ def _template(problem: Problem, attention: Processor, ffn: Processor) -> Policy:
 
 
 def _fastest(problem: Problem, template: Policy) -> Policy | None:
-    """Return the template at the best N and mu of a ladder, or None where none fits."""
+    """Return the template at the best N and mu of a ladder, in time where any is; None where none fits."""
     limit = problem.workload.num_sequences or LARGEST_BATCH
     steps = np.arange(int(np.log(limit) / np.log(RATIO)) + 1)
     ladder = np.unique(np.append(np.floor(RATIO**steps), limit))
@@ -121,7 +124,8 @@ def _fastest(problem: Problem, template: Policy) -> Policy | None:
     if not fitting.size:
         return None
     times = predict_grid(grid, problem.model, problem.hardware, problem.workload, Fidelity.CEILING)
-    return grid.take(int(fitting[np.argmax(np.asarray(times.throughput_tokens_per_s)[fitting])]))
+    throughput, in_time = np.asarray(times.throughput_tokens_per_s), within_limits(problem, times)
+    return grid.take(max(fitting.tolist(), key=lambda place: (in_time[place], throughput[place])))
 
 
 def _greedy(problem: Problem) -> Policy | None:

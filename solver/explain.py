@@ -133,12 +133,16 @@ def fitting(problem: Problem, policy: Policy) -> Found:
     Raises
     ------
     InfeasibleError
-        When it does not fit the machine.
+        When it does not fit the machine, or is too slow there.
     """
     given = found(problem, policy)
     if given is None:
         raise InfeasibleError(
             f"the plan does not fit {problem.hardware.name}: {problem.short_of(policy)} (name its machine: --hardware)"
+        )
+    if not given.in_time:
+        raise InfeasibleError(
+            f"the plan misses a limit on time of its own on {problem.hardware.name} (name its machine: --hardware)"
         )
     return given
 

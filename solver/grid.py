@@ -75,14 +75,9 @@ def objective_s(problem: Problem, times: GridTimes | Times) -> NDArray[np.float6
 
 def within_limits(problem: Problem, times: GridTimes | Times) -> NDArray[np.bool_]:
     """Say whether predicted times keep a problem's limits."""
-    reached = {
-        "ttft": times.time_to_first_token_s,
-        "tpot": times.time_per_token_s,
-        "makespan": times.prefill_s + times.decode_s,
-    }
     kept = np.ones(np.shape(times.prefill_s), dtype=bool)
-    for name, limit in problem.time_limits_s.items():
-        kept &= np.asarray(reached[name]) <= limit
+    for share in problem.limits.shares(times).values():
+        kept &= share <= 1.0
     return kept
 
 
@@ -112,6 +107,7 @@ def bind(problem: Problem, policy: Policy, made: Prediction, status: PlanStatus,
         machine=machine_of(problem.hardware),
         model=problem.model,
         workload=problem.workload,
+        limits=problem.limits,
         memory=ledger(policy, problem.model, problem.workload),
         prediction=made,
         search=search,

@@ -14,16 +14,17 @@ from hrm.errors import InfeasibleError, SchemaError
 from hrm.files import to_plain
 from hrm.hardware import HardwareProfile
 from hrm.memory import Shortage, usable_bytes
-from hrm.policy import PolicyGrid
+from hrm.policy import Policy, PolicyGrid, ScheduleName
+from hrm.predict import Times
 from hrm.rates import Rates
 from hrm.records import record
 from hrm.units import format_bytes, format_s
 from solver.pieces import Pieces, pieces_of
 from solver.problem import Problem
 from solver.room import WHOLE, memory_rows, most_resident, resident_range
-from solver.space import build_space, placements
+from solver.space import build_space, coarse_splits, placements, some_fit
 
-__all__ = ["Infeasible", "NoPlanError", "Remedy", "no_plan"]
+__all__ = ["Infeasible", "NoPlanError", "Remedy", "missed_when_simulated", "no_plan"]
 
 
 @record
@@ -69,6 +70,12 @@ class NoPlanError(InfeasibleError):
 
 def no_plan(problem: Problem) -> NoPlanError:
     """Return the error that says why a problem has no plan."""
+    if not any(placements(problem)):
+        named, host = ", ".join(problem.schedules), ScheduleName.HOST.value
+        remedy = Remedy(change="--schedule", value=host, text=f"--schedule {host}")
+        return NoPlanError(
+            Infeasible(reason=f"--schedule {named}: {problem.hardware.name} has no gpu", remedies=(remedy,))
+        )
     if _fits(problem):
         return NoPlanError(_too_slow(problem))
     short = _least_shortage(problem)
@@ -78,37 +85,39 @@ def no_plan(problem: Problem) -> NoPlanError:
 
 def _fits(problem: Problem) -> bool:
     """Say whether one sequence fits, in any placement."""
-    for template in placements(problem):
-        grid = _one_sequence(PolicyGrid.of(template))
-        low, high = resident_range(memory_rows(problem, grid), np.zeros(1), most_resident(problem, grid))
-        if np.ceil(low - WHOLE) <= np.floor(high + WHOLE):
-            return True
-    return False
+    return any(some_fit(problem, _one_sequence(problem, template)).any() for template in placements(problem))
 
 
-def _one_sequence(grid: PolicyGrid) -> PolicyGrid:
-    one = np.ones(1)
-    return replace(
-        grid, batch_size=one, micro_batch_size=one, resident_experts=0 * one, cpu_experts=grid.cpu_experts * one
-    )
+def _one_sequence(problem: Problem, template: Policy) -> PolicyGrid:
+    split = coarse_splits(problem, template)
+    one = np.ones_like(split)
+    grid = PolicyGrid.of(template)
+    return replace(grid, batch_size=one, micro_batch_size=one, resident_experts=0 * one, cpu_experts=split)
 
 
 def _least_shortage(problem: Problem) -> Shortage:
     """Return the smallest shortage of one device that stops a placement, its resident experts at their best."""
-    found = []
-    for template in placements(problem):
-        grid = _one_sequence(PolicyGrid.of(template))
-        rows, most = memory_rows(problem, grid), most_resident(problem, grid)
-        _, high = resident_range(tuple(row for row in rows if row.device == "gpu"), np.zeros(1), most)
-        resident = np.clip(np.floor(high + WHOLE), 0.0, most)
-        held = {row.device: (float(row.held.at(resident)[0]), row.limit_bytes) for row in rows}
-        short = [
-            Shortage(device=device, needed_bytes=ceil(needed), usable_bytes=int(limit))
-            for device, (needed, limit) in held.items()
-            if needed > limit
-        ]
-        found.append(max(short, key=lambda one: one.missing_bytes))
-    return min(found, key=lambda one: one.missing_bytes)
+    found = (_shortages(problem, _one_sequence(problem, template)) for template in placements(problem))
+    return min((short for shortages in found for short in shortages), key=lambda one: one.missing_bytes)
+
+
+def _shortages(problem: Problem, grid: PolicyGrid) -> Iterator[Shortage]:
+    """Yield for each candidate the device that is shortest."""
+    rows, most = memory_rows(problem, grid), most_resident(problem, grid)
+    _, high = resident_range(tuple(row for row in rows if row.device == "gpu"), np.zeros_like(most), most)
+    resident = np.clip(np.floor(high + WHOLE), 0.0, most)
+    for place in range(len(most)):
+        yield max(
+            (
+                Shortage(
+                    device=row.device,
+                    needed_bytes=ceil(row.held.at(resident)[place]),
+                    usable_bytes=int(row.limit_bytes),
+                )
+                for row in rows
+            ),
+            key=lambda one: one.missing_bytes,
+        )
 
 
 def _memory_remedies(problem: Problem) -> Iterator[Remedy]:
@@ -175,6 +184,24 @@ def _too_slow(problem: Problem) -> Infeasible:
         least_s=alone[missed[0]] * limits[missed[0]] if missed else None,
         remedies=tuple(remedies),
     )
+
+
+def missed_when_simulated(problem: Problem, closest: Times) -> NoPlanError:
+    """Return the error for limits on time that policies keep at `ceiling` alone; `closest` are the best simulated."""
+    shares = {name: float(share) for name, share in problem.limits.shares(closest).items()}
+    worst = max(shares, key=lambda name: shares[name])
+    limit = problem.time_limits_s[worst]
+    reason = (
+        f"no policy found keeps --max-{worst}-s {limit:g} when simulated: the nearest takes "
+        f"{format_s(shares[worst] * limit)}, though at `ceiling` it is in time"
+    )
+    raised = [_raised(name, share * problem.time_limits_s[name]) for name, share in shares.items() if share > 1.0]
+    text = " and ".join(one.text for one in raised)
+    remedies = (Remedy(change="limits", value=max(shares.values()), text=text), _NO_SIMULATE)
+    return NoPlanError(Infeasible(reason=reason, limit=worst, least_s=shares[worst] * limit, remedies=remedies))
+
+
+_NO_SIMULATE = Remedy(change="--no-simulate", value=1, text="--no-simulate, which trusts `ceiling`")
 
 
 def _least_share(parts: list[Pieces], name: str, kept: tuple[str, ...]) -> float:

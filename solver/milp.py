@@ -76,28 +76,19 @@ def solve_milp(
     """Solve the program over all candidates; `known_s` is the objective of some policy that is allowed.
 
     With `presolve`, candidates whose least objective over real numbers of experts exceeds it are left out first: none
-    of them can be the optimum. Without `whole` the resident experts are real numbers.
+    of them can be the optimum; the file holds them all. Without `whole` the resident experts are real numbers.
 
     Raises
     ------
     HrmError
         When HiGHS does not return an optimum, or the file cannot be written.
     """
-    left = [_promising(pieces, known_s, presolve=presolve, whole=whole) for pieces in parts]
-    program = pulp.LpProblem("policy", pulp.LpMinimize)
-    columns = [
-        _columns(program, part, pieces, places, whole=whole)
-        for part, (pieces, places) in enumerate(zip(parts, left, strict=True))
-    ]
-    columns = [one for one in columns if one.places]
-    _add_objective(program, columns, known_s)
-    _add_candidates(program, columns)
-    _add_memory(program, columns)
-    for limit in columns[0].pieces.weights:
-        if limit != "objective":
-            _add_limit(program, columns, limit)
     if write_lp is not None:
-        _write(program, write_lp)
+        _write(
+            _posed(parts, [_promising(pieces, known_s, False, whole) for pieces in parts], known_s, whole)[0], write_lp
+        )
+    left = [_promising(pieces, known_s, presolve, whole) for pieces in parts]
+    program, columns = _posed(parts, left, known_s, whole)
     bound, gap = _run(program)
     part, index, resident = _chosen(columns)
     return Proved(
@@ -111,7 +102,26 @@ def solve_milp(
     )
 
 
-def _promising(pieces: Pieces, known_s: float, *, presolve: bool, whole: bool) -> tuple[int, ...]:
+def _posed(
+    parts: Sequence[Pieces], left: Sequence[tuple[int, ...]], known_s: float, whole: bool
+) -> tuple[pulp.LpProblem, list[_Columns]]:
+    """Pose the program over some candidates of each part."""
+    program = pulp.LpProblem("policy", pulp.LpMinimize)
+    columns = [
+        _columns(program, part, pieces, places, whole=whole)
+        for part, (pieces, places) in enumerate(zip(parts, left, strict=True))
+    ]
+    columns = [one for one in columns if one.places]
+    _add_objective(program, columns, known_s)
+    _add_candidates(program, columns)
+    _add_memory(program, columns)
+    for limit in columns[0].pieces.weights:
+        if limit != "objective":
+            _add_limit(program, columns, limit)
+    return program, columns
+
+
+def _promising(pieces: Pieces, known_s: float, presolve: bool, whole: bool) -> tuple[int, ...]:
     """Return the candidates that may be the optimum."""
     kept = np.ones(pieces.size, dtype=bool)
     if whole:
@@ -156,16 +166,22 @@ def _total(program: pulp.LpProblem, columns: list[_Columns], name: str, scale: f
     prefix = "" if name == "objective" else f"{name}_"
     lasting = []
     for pass_name in dict.fromkeys(one for column in columns for one in column.pieces.pass_names):
+        rows = {
+            bound: [
+                (variable, -value)
+                for column in columns
+                for variable, value in column.weighed(_weighted(column.pieces, name, pass_name, bound, scale))
+                if value
+            ]
+            for bound in dict.fromkeys(one for column in columns for one in column.pieces.bound_names)
+        }
+        if not any(rows.values()):
+            continue
         longest = program.add_variable(f"T_{prefix}{pass_name}", 0)
         lasting.append(longest)
-        for bound in dict.fromkeys(one for column in columns for one in column.pieces.bound_names):
-            terms = [
-                term
-                for column in columns
-                for term in column.weighed(_weighted(column.pieces, name, pass_name, bound, scale))
-            ]
-            row = pulp.LpAffineExpression([(longest, 1.0), *((variable, -value) for variable, value in terms if value)])
-            program += row >= 0, f"{prefix}{pass_name}_{bound}"
+        for bound, terms in rows.items():
+            if terms:
+                program += pulp.LpAffineExpression([(longest, 1.0), *terms]) >= 0, f"{prefix}{pass_name}_{bound}"
     return pulp.lpSum(lasting)
 
 

@@ -43,10 +43,11 @@ class Point:
 def pareto_front(problem: Problem) -> tuple[Point, ...]:
     """Search the best policy for each N of a sweep, and return those that no other beats in both, least latency first.
 
-    At `ceiling`. Each N is posed as a job of that many sequences; the throughput is that of the problem's own job in
-    batches of N.
+    At `ceiling`, limits on time aside. Each N is posed as a job of that many sequences; the throughput is that of the
+    problem's own job in batches of N.
     """
     points: list[Point] = []
+    problem = replace(problem, max_ttft_s=None, max_tpot_s=None, max_makespan_s=None)
     for batch_size in _sweep(problem.workload.num_sequences or LARGEST):
         job = replace(problem.workload, num_sequences=batch_size)
         found = optimum(replace(problem, workload=job))

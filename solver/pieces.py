@@ -141,9 +141,9 @@ def bounds_by_name(work: LaneWork) -> dict[str, Reals]:
 
 def _weights(problem: Problem, grid: PolicyGrid, passes: tuple[JobPass, ...]) -> dict[str, Column]:
     """Return what each pass adds to the objective, in seconds, and to each limit, as a share of it."""
-    size = np.ones_like(grid.batch_size)
-    counts = np.stack([np.resize(one.count * np.ones(1), len(size)) for one in passes])
-    in_wave = np.stack([one.per_wave * one.in_full_wave * size for one in passes])
+    size = len(np.atleast_1d(grid.batch_size))
+    counts = np.stack([np.broadcast_to(np.ravel(one.count)[:size], size) for one in passes])
+    in_wave = np.array([[float(one.per_wave * one.in_full_wave)] for one in passes])
     prefill = np.array([[one.phase is Phase.PREFILL] for one in passes])
     tokens = (problem.workload.num_sequences or grid.batch_size) * problem.workload.gen_len
     sums = {
@@ -151,5 +151,6 @@ def _weights(problem: Problem, grid: PolicyGrid, passes: tuple[JobPass, ...]) ->
         "tpot": in_wave * ~prefill / max(problem.workload.gen_len - 1, 1),
         "makespan": counts,
     }
-    limits = {name: sums[name] / limit for name, limit in problem.time_limits_s.items()}
-    return {"objective": in_wave if problem.objective is Objective.LATENCY else counts / tokens} | limits
+    weights = {name: sums[name] / limit for name, limit in problem.time_limits_s.items()}
+    weights["objective"] = in_wave if problem.objective is Objective.LATENCY else counts / tokens
+    return {name: np.broadcast_to(one, counts.shape) for name, one in weights.items()}

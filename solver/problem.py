@@ -8,8 +8,9 @@ from enum import StrEnum
 from hrm.dtypes import DType
 from hrm.errors import HrmError
 from hrm.hardware import HardwareProfile
-from hrm.memory import Shortage, ledger, shortage
+from hrm.memory import Shortage, ledger, shortage, usable_bytes
 from hrm.model import ModelSpec
+from hrm.plan import Limits
 from hrm.policy import Policy, ScheduleName, Staging
 from hrm.records import record
 from hrm.workload import Workload
@@ -17,8 +18,8 @@ from hrm.workload import Workload
 __all__ = ["Objective", "Problem"]
 
 LARGEST_JOB = 10**9
-RUNNABLE = (ScheduleName.CGOPIPE, ScheduleName.HOST)
-"""Schedules searched unless the problem names others: those that the engine runs."""
+WINNING = (ScheduleName.CGOPIPE, ScheduleName.KV_TRANSFER, ScheduleName.HOST)
+"""Schedules searched unless the problem names others: those that win somewhere. The rest are there to compare with."""
 
 
 class Objective(StrEnum):
@@ -48,9 +49,9 @@ class Problem:
     expert_dtype: DType | None = None
     staging: Staging = Staging.PINNED
     ram_limit_bytes: int | None = None
-    schedules: tuple[ScheduleName, ...] = RUNNABLE
-    split_experts: bool = False
-    kv_shares: tuple[float, ...] = (0.0,)
+    schedules: tuple[ScheduleName, ...] = WINNING
+    split_experts: bool = True
+    kv_shares: tuple[float, ...] = (0.0, 0.5)
     more_weight_dtypes: tuple[DType, ...] = ()
     more_kv_dtypes: tuple[DType, ...] = ()
     objective: Objective = Objective.THROUGHPUT
@@ -82,10 +83,20 @@ class Problem:
             )
 
     @property
+    def limits(self) -> Limits:
+        """What a plan has to keep to."""
+        return Limits(
+            usable_bytes={name: usable_bytes(self.hardware, name) for name in self.hardware.levels},
+            ram_limit_bytes=self.ram_limit_bytes,
+            max_ttft_s=self.max_ttft_s,
+            max_tpot_s=self.max_tpot_s,
+            max_makespan_s=self.max_makespan_s,
+        )
+
+    @property
     def time_limits_s(self) -> dict[str, float]:
         """The limits on time that are set, by name."""
-        limits = {"ttft": self.max_ttft_s, "tpot": self.max_tpot_s, "makespan": self.max_makespan_s}
-        return {name: limit for name, limit in limits.items() if limit is not None}
+        return self.limits.time_s
 
     def short_of(self, policy: Policy) -> Shortage | None:
         """Return what the policy does not fit into, or None."""

@@ -7,6 +7,7 @@ the optimum; `grid` predicts every policy of it.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hrm.errors import HrmError
+from hrm.errors import HrmError, InfeasibleError
 from hrm.estimate import Fidelity
 from hrm.plan import Plan, PlanStatus, Search
 from hrm.policy import Policy, PolicyGrid, Processor
@@ -22,10 +23,11 @@ from hrm.predict import Prediction, predict, with_interval
 from hrm.records import record
 from solver.binding import binding
 from solver.breakpoints import Optima, relaxed_optima, whole_optima
-from solver.grid import bind, exhaustive, make_plan, objective_s, within_limits
-from solver.infeasible import no_plan
+from solver.grid import bind, exhaustive, make_plan, objective_s
+from solver.infeasible import missed_when_simulated, no_plan
 from solver.pieces import Pieces, pieces_of, select
 from solver.problem import Objective, Problem
+from solver.pruning import promising
 from solver.space import SearchSpace, build_space, refined, single
 
 __all__ = ["Explored", "Method", "Ranked", "distinct", "explore", "search", "solve"]
@@ -37,6 +39,8 @@ SIMULATED_WITHIN = 0.8
 """Candidates this close to the best at `ceiling` may be simulated; the gap between the two is rarely larger."""
 DISTINCT = 1.3
 """Of one placement, candidates are simulated that differ so much in the number of micro-batches, or in N."""
+TIGHTENINGS = 4
+"""How often candidates are simulated before it is given up to keep the limits on time."""
 TIED_WITHIN = 0.01
 """Simulated objectives closer than this are a tie: much less than the interval of either prediction."""
 
@@ -61,7 +65,6 @@ class Candidate(NamedTuple):
 class Ranked:
     """Candidates of one grid: the least objective over real numbers of resident experts, and over whole ones."""
 
-    tried: int
     pieces: Pieces
     relaxed: Optima
     whole: Optima
@@ -119,17 +122,20 @@ def explore(problem: Problem, fidelity: Fidelity = Fidelity.CEILING) -> Explored
     InfeasibleError
         When no policy is allowed; the text names what is short, and the least change that would do.
     """
-    space = build_space(problem)
-    explored = Explored(space=space, parts=tuple(_rank(problem, grid, fidelity) for grid in space.grids))
-    if not explored.parts or not np.isfinite(explored.leader.best_s):
+    grids, parts = list(build_space(problem).grids), list[Ranked]()
+    for grid in grids:
+        parts += _ranked(problem, grid, fidelity, parts)
+    if not np.isfinite(_least_s(parts)):
         raise no_plan(problem)
     for radius in REFINEMENTS:
-        grid = refined(problem, explored.leader.best.policy, radius)
-        explored = Explored(
-            space=SearchSpace(grids=(*explored.space.grids, grid)),
-            parts=(*explored.parts, _rank(problem, grid, fidelity)),
-        )
-    return explored
+        leader = min(parts, key=lambda part: part.best_s)
+        grids.append(refined(problem, leader.best.policy, radius))
+        parts += _ranked(problem, grids[-1], fidelity, parts)
+    return Explored(space=SearchSpace(grids=tuple(grids)), parts=tuple(parts))
+
+
+def _least_s(parts: Iterable[Ranked]) -> float:
+    return min((part.best_s for part in parts), default=np.inf)
 
 
 def search(problem: Problem, fidelity: Fidelity = Fidelity.CEILING) -> Policy:
@@ -173,34 +179,60 @@ def solve(
     return make_plan(problem, best.policy, PlanStatus.OPTIMAL, fidelity, found, simulate=simulate)
 
 
-def _rank(problem: Problem, grid: PolicyGrid, fidelity: Fidelity) -> Ranked:
-    pieces = pieces_of(problem, grid, fidelity)
-    relaxed = relaxed_optima(pieces)
-    return Ranked(tried=np.size(grid.batch_size), pieces=pieces, relaxed=relaxed, whole=whole_optima(pieces, relaxed))
+def _ranked(problem: Problem, grid: PolicyGrid, fidelity: Fidelity, parts: Iterable[Ranked]) -> Iterator[Ranked]:
+    """Yield the candidates of a grid ranked, without those that cannot reach the best of `parts`, even simulated."""
+    kept = promising(problem, grid, fidelity, _least_s(parts) / SIMULATED_WITHIN)
+    if kept.any():
+        pieces = pieces_of(problem, select(grid, kept), fidelity)
+        relaxed = relaxed_optima(pieces)
+        yield Ranked(pieces=pieces, relaxed=relaxed, whole=whole_optima(pieces, relaxed))
 
 
 def _simulated_best(problem: Problem, explored: Explored, fidelity: Fidelity, found: Search, started: float) -> Plan:
-    """Simulate the best few: perfect overlap flatters few, large micro-batches. Of those that tie take the simplest."""
-    inputs = problem.model, problem.hardware, problem.workload
-    chosen = distinct(explored)
-    made = [predict(one.policy, *inputs, fidelity=fidelity) for one in chosen]
-    cost = [_simulated_cost(problem, prediction) for prediction in made]
-    missing_a_limit, least = min(cost)
-    tied = [
-        place for place, own in enumerate(cost) if own[0] == missing_a_limit and own[1] <= least * (1.0 + TIED_WITHIN)
-    ]
-    first, *others = sorted(tied, key=lambda place: _complexity(chosen[place].policy))
-    best, prediction = chosen[first], made[first]
+    """Take the best of the few simulated: perfect overlap flatters few, large micro-batches; of ties the simplest."""
+    made = _simulated(problem, explored, fidelity)
+    cost = [float(objective_s(problem, one.by_fidelity[Fidelity.SIMULATED])) for _, one in made]
+    tied = [one for one, own in zip(made, cost, strict=True) if own <= min(cost) * (1.0 + TIED_WITHIN)]
+    (best, prediction), *others = sorted(tied, key=lambda one: _complexity(one[0].policy))
     at_ceiling = float(objective_s(problem, prediction.by_fidelity[Fidelity.CEILING]))
     found = replace(
         found,
         gap=max(0.0, 1.0 - explored.leader.best_s / at_ceiling),
         binding=binding(problem, *best),
-        ties=tuple(chosen[place].policy for place in others),
+        ties=tuple(other.policy for other, _ in others),
         solve_s=time.perf_counter() - started,
     )
-    prediction = with_interval(prediction, best.policy, *inputs)
+    prediction = with_interval(prediction, best.policy, problem.model, problem.hardware, problem.workload)
     return bind(problem, best.policy, prediction, PlanStatus.OPTIMAL, found)
+
+
+def _simulated(problem: Problem, explored: Explored, fidelity: Fidelity) -> list[tuple[Candidate, Prediction]]:
+    """Simulate the best few that differ, and return those that keep the limits on time when simulated.
+
+    Where all of them miss one, others are searched that keep it at `ceiling` by as much as these missed it.
+    """
+    inputs = problem.model, problem.hardware, problem.workload
+    tightened = problem
+    for _ in range(TIGHTENINGS):
+        made = [(one, predict(one.policy, *inputs, fidelity=fidelity)) for one in distinct(explored)]
+        times = [prediction.by_fidelity[Fidelity.SIMULATED] for _, prediction in made]
+        kept = [one for one, own in zip(made, times, strict=True) if problem.limits.missed(own) is None]
+        if kept:
+            return kept
+        closest = min(times, key=lambda own: max(map(float, problem.limits.shares(own).values())))
+        shares = problem.limits.shares(closest)
+        limits = {name: tightened.time_limits_s[name] / max(1.0, float(share)) for name, share in shares.items()}
+        tightened = replace(
+            tightened,
+            max_ttft_s=limits.get("ttft"),
+            max_tpot_s=limits.get("tpot"),
+            max_makespan_s=limits.get("makespan"),
+        )
+        try:
+            explored = explore(tightened)
+        except InfeasibleError:
+            break
+    raise missed_when_simulated(problem, closest)
 
 
 def distinct(explored: Explored, count: int = SIMULATED_CANDIDATES) -> list[Candidate]:
@@ -223,12 +255,6 @@ def _differ(one: Policy, other: Policy) -> bool:
 def _placement(policy: Policy) -> Policy:
     """Return the policy without its numbers."""
     return replace(policy, batch_size=1, micro_batch_size=1, resident_experts=0, cpu_experts=min(policy.cpu_experts, 1))
-
-
-def _simulated_cost(problem: Problem, prediction: Prediction) -> tuple[bool, float]:
-    """Return whether a limit is missed when simulated, and the objective."""
-    times = prediction.by_fidelity[Fidelity.SIMULATED]
-    return not within_limits(problem, times), float(objective_s(problem, times))
 
 
 def _complexity(policy: Policy) -> tuple[bool, bool, int, int]:
@@ -261,7 +287,7 @@ def _search_record(problem: Problem, explored: Explored, method: Method) -> Sear
     return Search(
         method=method.value,
         objective=problem.objective.value,
-        candidates=sum(part.tried for part in explored.parts),
+        candidates=sum(np.size(grid.batch_size) for grid in explored.space.grids),
         feasible=sum(part.feasible for part in explored.parts),
         bound=_shown(problem, explored.leader.best_s),
         gap=0.0,

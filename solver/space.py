@@ -17,17 +17,24 @@ from hrm.dtypes import DType
 from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
 from hrm.records import record
 from solver.problem import Problem
-from solver.room import WHOLE, fits, memory_rows, most_resident, resident_range
+from solver.room import WHOLE, memory_rows, most_resident, resident_range
 
-__all__ = ["Problem", "SearchSpace", "build_space", "fits", "placements", "refined", "single"]
+__all__ = ["SearchSpace", "build_space", "coarse_splits", "placements", "refined", "single", "some_fit"]
 
-BATCH_STEP = 1.3
-"""Ratio of neighbouring candidates of N and of the number of micro-batches; `refined` fills in around the best."""
+BATCH_STEP, WIDE_BATCH_STEP = 1.3, 2.0
+"""Ratio of neighbouring candidates of N and of the number of micro-batches, and where experts or the cache are divided
+in many ways besides; `refined` fills in around the best."""
 LARGEST_BATCH = 1 << 16
 SPLIT_STEPS = 16
 """A layer of more experts is split between CPU and link in so many steps; `refined` goes on by single experts."""
-REFINED_BATCHES, REFINED_PARTS, REFINED_SPLITS = 25, 5, 2
-"""Values of N that a refinement looks at, and how many micro-batches, and experts on the CPU, more or fewer."""
+FITTED_AT_A_TIME = 512
+"""Candidates whose fit is looked at together: two or three rounds find the largest N of some ten thousand."""
+REFINED_BATCHES, REFINED_PARTS = 25, 5
+"""Values of N that a refinement looks at, and how many micro-batches more or fewer."""
+WIDEST_REFINEMENT = 1.3
+"""Radius of a refinement that reaches half-way to the neighbouring steps of a split."""
+WIDEST_SHARE = 0.25
+"""How far it reaches from a share of the KV cache."""
 
 Column = NDArray[np.float64]
 
@@ -56,9 +63,24 @@ def refined(problem: Problem, policy: Policy, radius: float) -> PolicyGrid:
     batches = _even(problem, batches)
     near = np.arange(-REFINED_PARTS, REFINED_PARTS + 1.0)
     equal, odd = _equal_parts(batches, policy.num_micro_batches + near), _pairs(batches, policy.micro_batch_size + near)
-    split = policy.cpu_experts + np.arange(-REFINED_SPLITS, REFINED_SPLITS + 1.0)
-    split = split[(split > 0) & (split <= problem.model.num_experts)] if policy.cpu_experts else np.zeros(1)
-    return _grid(policy, np.concatenate([equal, odd], axis=1), split, np.array([policy.kv_on_gpu]))
+    split = _nearby_splits(problem, policy, radius) if policy.cpu_experts else np.zeros(1)
+    return _grid(policy, np.concatenate([equal, odd], axis=1), split, _nearby_shares(policy, radius))
+
+
+def _nearby_shares(policy: Policy, radius: float) -> Column:
+    """Return shares of the KV cache around a policy's, where the schedule divides it."""
+    if policy.schedule is not ScheduleName.KV_TRANSFER:
+        return np.array([policy.kv_on_gpu])
+    reach = WIDEST_SHARE * min(1.0, (radius - 1.0) / (WIDEST_REFINEMENT - 1.0))
+    return np.unique(np.clip(policy.kv_on_gpu + reach * np.arange(-1.0, 2.0), 0.0, 1.0))
+
+
+def _nearby_splits(problem: Problem, policy: Policy, radius: float) -> Column:
+    """Return numbers of experts on the CPU around a policy's: single ones, and up to half a coarse step away."""
+    experts = problem.model.num_experts
+    reach = experts / SPLIT_STEPS / 2.0 * min(1.0, (radius - 1.0) / (WIDEST_REFINEMENT - 1.0))
+    split = np.union1d(np.arange(-1.0, 2.0), np.round(np.array([-1.0, -0.5, 0.5, 1.0]) * reach)) + policy.cpu_experts
+    return split[(split > 0) & (split <= experts)]
 
 
 def single(policy: Policy) -> PolicyGrid:
@@ -70,12 +92,12 @@ def single(policy: Policy) -> PolicyGrid:
 def placements(problem: Problem) -> Iterator[Policy]:
     """Yield a template for each way in which formats may be chosen and the schedules place attention and experts.
 
-    Where the CPU computes experts beside the GPU, it has one in the template.
+    Where the CPU computes experts beside the GPU, it has one in the template; either they are divided or the cache is.
     """
     for weights, experts in _weight_formats(problem):
         for kv in dict.fromkeys((problem.kv_dtype, *problem.more_kv_dtypes)):
             for schedule, attention, ffn in _devices(problem):
-                split = problem.split_experts and ffn is Processor.GPU
+                split = problem.split_experts and ffn is Processor.GPU and schedule is not ScheduleName.KV_TRANSFER
                 for cpu_experts in (0, 1) if split else (0,):
                     in_gpu_memory = attention is Processor.GPU and schedule is not ScheduleName.KV_TRANSFER
                     yield Policy(
@@ -122,13 +144,19 @@ _DEVICES = {
 
 def _coarse(problem: Problem, placement: Policy) -> PolicyGrid:
     """Return a placement's candidates: N and the number of micro-batches on ladders, splits and shares in steps."""
-    batches = _ladder(_largest_batch(problem, placement))
-    split = np.zeros(1)
-    if placement.cpu_experts:
-        split = np.unique(np.ceil(np.linspace(1.0, problem.model.num_experts, SPLIT_STEPS)))
+    split = coarse_splits(problem, placement)
     divides = placement.schedule is ScheduleName.KV_TRANSFER
     shares = np.array(problem.kv_shares if divides else (placement.kv_on_gpu,), dtype=np.float64)
+    step = BATCH_STEP if len(split) * len(shares) == 1 else WIDE_BATCH_STEP
+    batches = _ladder(_largest_batch(problem, placement), step)
     return _grid(placement, _equal_parts(_even(problem, batches), batches), split, shares)
+
+
+def coarse_splits(problem: Problem, placement: Policy) -> Column:
+    """Return how many experts the CPU may compute beside the GPU: none, or steps from one to all of a layer's."""
+    if not placement.cpu_experts:
+        return np.zeros(1)
+    return np.unique(np.ceil(np.linspace(1.0, problem.model.num_experts, SPLIT_STEPS)))
 
 
 def _grid(template: Policy, sizes: Column, split: Column, shares: Column) -> PolicyGrid:
@@ -168,21 +196,22 @@ def _even(problem: Problem, batches: Column) -> Column:
     return batches if total is None else np.union1d(batches, np.ceil(total / np.ceil(total / batches)))
 
 
-def _ladder(largest: int) -> Column:
-    """Return whole numbers from 1 to `largest`, each at most `BATCH_STEP` times the one before or one more."""
+def _ladder(largest: int, step: float) -> Column:
+    """Return whole numbers from 1 to `largest`, each at most `step` times the one before or one more."""
     rungs: list[float] = []
     value = 1.0
     while value < largest:
         rungs.append(value)
-        value = max(math.floor(value * BATCH_STEP), value + 1.0)
+        value = max(math.floor(value * step), value + 1.0)
     return np.array([*rungs, float(largest)] if largest else rungs)
 
 
 def _largest_batch(problem: Problem, placement: Policy) -> int:
-    """Return the largest N that fits with mu = 1 (demand grows with N), closing in by 64 values at a time."""
+    """Return the largest N that fits with mu = 1 (demand grows with N), closing in by many values at a time."""
+    count = FITTED_AT_A_TIME // len(coarse_splits(problem, placement))
     fit, beyond = 0, (problem.workload.num_sequences or LARGEST_BATCH) + 1
     while beyond - fit > 1:
-        batches = np.unique(np.round(np.geomspace(max(fit, 1), beyond, 64)))
+        batches = np.unique(np.round(np.geomspace(max(fit, 1), beyond, count)))
         batches = batches[(batches > fit) & (batches < beyond)]
         if not len(batches):
             batches = np.array([(fit + beyond) // 2], dtype=np.float64)
@@ -193,9 +222,17 @@ def _largest_batch(problem: Problem, placement: Policy) -> int:
 
 
 def _fits_at_all(problem: Problem, placement: Policy, batches: Column) -> NDArray[np.bool_]:
-    """Say of values of N whether some number of resident experts fits."""
-    grid = replace(PolicyGrid.of(placement), batch_size=batches, micro_batch_size=np.ones_like(batches))
-    rows, none = memory_rows(problem, grid), np.zeros_like(batches)
+    """Say of values of N whether some split and number of resident experts fits."""
+    split = coarse_splits(problem, placement)
+    batch, on_cpu = np.repeat(batches, len(split)), np.tile(split, len(batches))
+    grid = replace(PolicyGrid.of(placement), batch_size=batch, micro_batch_size=np.ones_like(batch), cpu_experts=on_cpu)
+    fitting: NDArray[np.bool_] = np.any(some_fit(problem, grid).reshape(len(batches), -1), axis=1)
+    return fitting
+
+
+def some_fit(problem: Problem, grid: PolicyGrid) -> NDArray[np.bool_]:
+    """Say of a grid's candidates whether some number of resident experts fits."""
+    rows, none = memory_rows(problem, grid), np.zeros_like(grid.batch_size)
     low, high = resident_range(rows, none, most_resident(problem, grid))
     fitting: NDArray[np.bool_] = np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
     return fitting

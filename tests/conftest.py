@@ -1,0 +1,21 @@
+"""What tests of several files share."""
+
+import sys
+
+import pytest
+
+from hrm.cli.main import main
+
+
+@pytest.fixture
+def hrm(monkeypatch, capsys):
+    """Run a command line; return exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capsys.readouterr()
+        return exited.value.code, captured.out, captured.err
+
+    return run

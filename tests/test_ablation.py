@@ -8,7 +8,7 @@ from hrm.model_config import load_model
 from hrm.policy import ScheduleName
 from hrm.workload import Workload
 from solver.ablation import GPU_SCHEDULES, compare_schedules
-from solver.space import Problem
+from solver.problem import Problem
 from tests.machines import level, machine, model, policy, workload
 
 

@@ -1,30 +1,13 @@
 """The command line: exit codes, one line per error, JSON that says what the design promises."""
 
 import json
-import sys
 
 import pytest
 import yaml
 
-from hrm.cli.main import main
-
 MIXTRAL = ["--model", "mixtral-8x7b", "--hardware", "l4-case-study"]
 JOB = ["--prompt-len", "77", "--gen-len", "32"]
 SIZES = ["--batch-size", "64", "--micro-batch-size", "16"]
-
-
-@pytest.fixture
-def hrm(monkeypatch, capsys):
-    """Run a command line; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        captured = capsys.readouterr()
-        return exited.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_predict_json_has_the_promised_keys(hrm):

@@ -1,31 +1,15 @@
 """`hrm explain` on the command line: what it prints, its JSON, its pictures, and one line for bad input."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
-from hrm.cli.main import main
 from hrm.estimate import Fidelity
 from hrm.hardware import load_profile
 from hrm.plan import PlanStatus, save_plan
 from solver.grid import make_plan
 from tests.test_explain import best_of, case_study
-
-
-@pytest.fixture
-def hrm(monkeypatch, capsys):
-    """Run a command line; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        captured = capsys.readouterr()
-        return exited.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

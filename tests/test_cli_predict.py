@@ -1,26 +1,20 @@
 """`hrm predict`: policies by options, all schedules side by side, and what is refused."""
 
 import json
-import sys
 
 import pytest
-
-from hrm.cli.main import main
 
 ON_L4 = ["--model", "mixtral-8x7b", "--hardware", "S2", "--weight-dtype", "float16"]
 SIZES = ["--batch-size", "64", "--micro-batch-size", "16"]
 
 
 @pytest.fixture
-def predict(monkeypatch, capsys):
+def predict(hrm):
     """Run `hrm predict`; return exit code, the JSON document on stdout or None, and stderr."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", "predict", *map(str, arguments), "--json"])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        captured = capsys.readouterr()
-        return exited.value.code, json.loads(captured.out) if captured.out else None, captured.err
+        code, out, err = hrm("predict", *arguments, "--json")
+        return code, json.loads(out) if out else None, err
 
     return run
 

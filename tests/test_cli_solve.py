@@ -1,11 +1,9 @@
 """`hrm solve`: methods, objectives and limits as options; what cannot be done said in one line, and in JSON."""
 
+import functools
 import json
-import sys
 
 import pytest
-
-from hrm.cli.main import main
 
 MIXTRAL = ["--model", "mixtral-8x7b", "--hardware", "l4-case-study", "--weight-dtype", "float16"]
 JOB = ["--prompt-len", "77", "--max-prompt-len", "418", "--gen-len", "32"]
@@ -13,17 +11,9 @@ ONE = ["--num-sequences", "1"]
 
 
 @pytest.fixture
-def solve(monkeypatch, capsys):
-    """Run `hrm solve`; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", "solve", *MIXTRAL, *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        captured = capsys.readouterr()
-        return exited.value.code, captured.out, captured.err
-
-    return run
+def solve(hrm):
+    """Run `hrm solve` for Mixtral on the case study's machine; return exit code, stdout and stderr."""
+    return functools.partial(hrm, "solve", *MIXTRAL)
 
 
 def test_methods_agree(solve):
@@ -88,6 +78,46 @@ def test_infeasible_prints_a_document_and_one_line(solve):
     assert {"cpu_memory_bytes", "--weight-dtype"} & {one["change"] for one in document["remedies"]}
 
 
+def test_limits_are_kept_in_the_plan_and_checked_when_it_is_loaded(solve, hrm, tmp_path):
+    path = tmp_path / "plan.yaml"
+    limits = ["--ram-limit", "150GiB", "--max-tpot-s", "9", "--max-ttft-s", "900", "--max-makespan-s", "9000"]
+    code, out, _ = solve(*JOB, "--num-sequences", 64, *limits, "--no-simulate", "-o", path, "--json")
+    kept = json.loads(out)["limits"]
+    path.write_text(path.read_text().replace("max_ttft_s: 900.0", "max_ttft_s: 0.5"))
+    refused, _, err = hrm("predict", "--plan", path)
+
+    assert code == 0
+    assert (kept["ram_limit_bytes"], kept["max_tpot_s"], kept["max_makespan_s"]) == (150 * 2**30, 9.0, 9000.0)
+    assert refused == 2
+    assert "limits.max_ttft_s: 0.5 is less than the" in err
+
+
+def test_a_few_sequences_divide_the_experts_between_the_devices(solve):
+    """Left of P1 each byte is best used where it lies: the GPU computes the experts it holds, the CPU the others."""
+    quickest = ["--num-sequences", 1, "--objective", "latency", "--no-simulate", "--json"]
+    (_, split, _), (_, whole, _) = solve(*JOB, *quickest), solve(*JOB, *quickest, "--whole-experts")
+    divided, undivided = json.loads(split), json.loads(whole)
+
+    assert divided["policy"]["resident_experts"] > 0
+    assert 0 < divided["policy"]["experts_on_cpu"] < 1
+    assert divided["time_per_token_s"] < 0.95 * undivided["time_per_token_s"]
+
+
+def test_schedules_may_be_named(solve):
+    _, out, _ = solve(*JOB, "--schedule", "layerwise", "--schedule", "serial", "--no-simulate", "--json")
+
+    assert json.loads(out)["policy"]["schedule"] in ("layerwise", "serial")
+
+
+def test_a_schedule_that_the_machine_cannot_run_is_infeasible(hrm):
+    on_cpu = ["--model", "olmoe-1b-7b", "--hardware", "i9-14900k", "--schedule", "layerwise"]
+    code, _, err = hrm("solve", *on_cpu, *JOB)
+
+    assert code == 1
+    assert "i9-14900k has no gpu" in err
+    assert "--schedule host" in err
+
+
 def test_limits_that_no_policy_keeps_are_exit_code_1_with_what_would_do(solve):
     code, out, err = solve(*JOB, *ONE, "--max-ttft-s", "0.01")
 
@@ -110,6 +140,8 @@ def test_limits_that_no_policy_keeps_are_exit_code_1_with_what_would_do(solve):
         (["--method", "guess"], "--method"),
         (["--objective", "fame"], "--objective"),
         (["--ram-limit", "nan"], "--ram-limit"),
+        (["--ram-limit", "99999999999999GiB"], "--ram-limit 99999999999999GiB: exceeds the 192 GiB"),
+        (["--schedule", "fastest"], "--schedule"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(solve, tmp_path, monkeypatch, arguments, said):

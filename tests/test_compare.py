@@ -13,7 +13,7 @@ from hrm.files import to_plain, write_json
 from hrm.plan import PlanStatus
 from hrm.schedule.task import Lane, Phase, TaskKind
 from solver.grid import make_plan
-from solver.space import Problem
+from solver.problem import Problem
 from tests.machines import machine, model, policy, workload
 
 

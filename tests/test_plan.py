@@ -1,5 +1,7 @@
 """Plans come back from their files as they went, and what was edited by hand is refused."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -7,7 +9,7 @@ from hrm.errors import PolicyError, SchemaError
 from hrm.estimate import Fidelity
 from hrm.files import to_plain
 from hrm.memory import ledger
-from hrm.plan import Plan, PlanStatus, load_plan, machine_of, save_plan, summary
+from hrm.plan import Limits, Plan, PlanStatus, Search, load_plan, machine_of, save_plan, summary
 from hrm.policy import Processor, ScheduleName
 from hrm.predict import predict
 from tests.machines import machine, model, policy, workload
@@ -22,20 +24,37 @@ def made(chosen=None, spec=None):
         machine=machine_of(machine()),
         model=spec,
         workload=job,
+        limits=Limits(usable_bytes={"gpu": 10**9, "cpu": 10**9}),
         memory=ledger(chosen, spec, job),
         prediction=predict(chosen, spec, machine(), job, fidelity=Fidelity.SIMULATED),
     )
+
+
+def optimal():
+    """A plan as a search makes it, with limits that it just keeps."""
+    plan = made()
+    times = plan.prediction.by_fidelity[Fidelity.CEILING]
+    limits = Limits(
+        usable_bytes={"gpu": plan.memory.gpu.total_bytes, "cpu": 10**9},
+        ram_limit_bytes=plan.memory.cpu.total_bytes,
+        max_ttft_s=times.time_to_first_token_s,
+        max_tpot_s=times.time_per_token_s,
+        max_makespan_s=times.prefill_s + times.decode_s,
+    )
+    search = Search(method="milp", candidates=1, feasible=1, solve_s=1.0)
+    return replace(plan, status=PlanStatus.OPTIMAL, limits=limits, search=search)
 
 
 @pytest.mark.parametrize(
     "plan",
     [
         made(),
+        optimal(),
         made(policy(Processor.CPU, Processor.CPU)),
         made(policy(Processor.GPU, schedule=ScheduleName.KV_TRANSFER, kv_on_gpu=0.25, cpu_experts=2)),
         made(spec=model(sliding_window=4, windowed_layers=(0,), dense_layers=(1,), dense_intermediate_size=8)),
     ],
-    ids=["streamed", "host", "kv-transfer", "layers of several kinds"],
+    ids=["streamed", "limited", "host", "kv-transfer", "layers of several kinds"],
 )
 def test_a_plan_comes_back_from_its_file(tmp_path, plan):
     save_plan(tmp_path / "plan.yaml", plan)
@@ -50,6 +69,14 @@ def test_a_plan_comes_back_from_its_file(tmp_path, plan):
 @pytest.mark.parametrize(
     ("path", "value", "error", "said"),
     [
+        (("limits", "usable_bytes", "gpu"), 1000, SchemaError, "limits.usable_bytes.gpu: 1000 is"),
+        (("limits", "usable_bytes"), {}, SchemaError, "limits.usable_bytes.gpu: 0 is"),
+        (("prediction", "by_fidelity"), {}, SchemaError, "prediction.by_fidelity: holds no ceiling"),
+        (("limits", "ram_limit_bytes"), 1000, SchemaError, "limits.ram_limit_bytes: 1000 is"),
+        (("limits", "max_ttft_s"), 1e-9, SchemaError, "limits.max_ttft_s: 1e-09 is less than the"),
+        (("limits", "max_tpot_s"), 1e-9, SchemaError, "limits.max_tpot_s: 1e-09"),
+        (("limits", "max_makespan_s"), 1e-9, SchemaError, "limits.max_makespan_s: 1e-09"),
+        (("limits", "max_makespan_s"), -1.0, SchemaError, "limits.max_makespan_s"),
         (("policy", "batch_size"), 5000, SchemaError, "does not follow from the policy"),
         (("policy", "expert_dtype"), "mxfp4", SchemaError, "does not follow from the policy"),
         (("model", "hidden_size"), 32, SchemaError, "does not follow from the policy"),
@@ -68,7 +95,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path, plan):
 )
 def test_a_hand_edited_plan_is_refused(tmp_path, path, value, error, said):
     file = tmp_path / "plan.yaml"
-    save_plan(file, made())
+    save_plan(file, optimal())
     document = yaml.safe_load(file.read_text())
     *parents, last = path
     place = document

@@ -37,6 +37,8 @@ def hardware_study():
         weight_dtype=DType.FLOAT16,
         kv_dtype=DType.FLOAT16,
         schedules=SCHEDULES,
+        split_experts=False,
+        kv_shares=(0.0,),
     )
 
 

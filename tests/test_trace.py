@@ -1,13 +1,11 @@
 """Traces and pictures of timelines: valid by the trace-event format, with every gap labelled."""
 
 import json
-import sys
 from dataclasses import replace
 from numbers import Real
 
 import pytest
 
-from hrm.cli.main import main
 from hrm.errors import HrmError
 from hrm.files import write_yaml
 from hrm.hardware import EmulatedSpec
@@ -166,19 +164,6 @@ def test_a_picture_of_very_many_micro_batches_shows_the_first_of_them():
     assert sum(one.task.kind is TaskKind.POST_ATTENTION for one in stretch.tasks) == 24
 
 
-@pytest.fixture
-def hrm(monkeypatch, capsys):
-    """Run a command line; return exit code and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        return exited.value.code, capsys.readouterr().err
-
-    return run
-
-
 def processes(path):
     """The names of a trace's processes, and the lanes of each."""
     events = json.loads(path.read_text())["traceEvents"]
@@ -195,7 +180,7 @@ ON_L4 = ["predict", "--model", "mixtral-8x7b", "--hardware", "S2", "--batch-size
 
 def test_predict_writes_a_trace_and_a_picture(hrm, tmp_path):
     trace, picture = tmp_path / "trace.json", tmp_path / "gantt.png"
-    code, _ = hrm(*ON_L4, "--weight-dtype", "float16", "--trace", trace, "--gantt", picture)
+    code, _, _ = hrm(*ON_L4, "--weight-dtype", "float16", "--trace", trace, "--gantt", picture)
 
     assert code == 0
     assert processes(trace) == {"predicted": {"gpu", "cpu", "h2d", "d2h"}}
@@ -212,7 +197,7 @@ def test_predict_writes_a_trace_and_a_picture(hrm, tmp_path):
 )
 def test_predict_refuses_what_it_cannot_draw(hrm, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    code, err = hrm(*ON_L4, *arguments)
+    code, _, err = hrm(*ON_L4, *arguments)
 
     assert (code, err.count("\n")) == (2, 1)
     assert said in err
@@ -231,7 +216,7 @@ def job(hrm, tmp_path):
     prompts.write_text("".join(json.dumps({"id": one.id, "tokens": one.tokens}) + "\n" for one in asked))
     sizes = ["--batch-size", "4", "--micro-batch-size", "2", "--weight-dtype", "float32", "--kv-dtype", "float32"]
     lengths = ["--prompt-len", "6", "--max-prompt-len", "11", "--gen-len", "5", "--num-sequences", "7"]
-    code, err = hrm("predict", "--model", checkpoint, "--hardware", profile, *sizes, *lengths, "-o", plan)
+    code, _, err = hrm("predict", "--model", checkpoint, "--hardware", profile, *sizes, *lengths, "-o", plan)
     assert code == 0, err
     return profile, plan, ["run", plan, "--checkpoint", checkpoint, "--prompts", prompts, "-o", tmp_path / "out.jsonl"]
 
@@ -250,10 +235,10 @@ def test_a_run_is_traced_beside_its_prediction(hrm, job, tmp_path):
 def test_the_prediction_beside_a_run_is_for_the_machine_of_its_plan(hrm, job, tmp_path):
     _, plan, run = job
 
-    code, err = hrm(*run, "--trace", tmp_path / "trace.json", "--hardware", "S2")
+    code, _, err = hrm(*run, "--trace", tmp_path / "trace.json", "--hardware", "S2")
     assert code == 2
     assert "the plan is for made up" in err
-    code, err = hrm("predict", "--plan", plan, "--trace", tmp_path / "trace.json")
+    code, _, err = hrm("predict", "--plan", plan, "--trace", tmp_path / "trace.json")
     assert code == 2
     assert "--hardware: needed" in err
     assert not (tmp_path / "trace.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,7 @@ def explain(
     map_of: Map = None,
     fidelity: AtFidelity = Fidelity.CEILING,
     ram_limit: options.RamLimit = None,
+    split_experts: options.SplitExperts = True,
     output: Output = None,
     json: options.Json = False,
 ) -> None:
@@ -63,14 +65,14 @@ def explain(
         raise HrmError("-o: is for the picture of a --map (add --map link,cpu)")
     _check_pictures({"--pareto": pareto, "-o": output})
     given = load_plan(plan)
-    problem = _problem_of(given, _machine(given, hardware), ram_limit)
+    problem = _problem_of(given, _machine(given, hardware), ram_limit, split_experts)
     document: dict[str, Any] = {"model": given.model.name, "machine": problem.hardware.label}
     if what_if:
         document |= _what_ifs(_of_one_batch(problem, given), given, what_if, json=json)
     if pareto is not None:
         document |= _front(problem, pareto, json=json)
     if map_of is not None:
-        document |= _map(problem, given, map_of, fidelity, output, json=json)
+        document |= _map(_of_one_batch(problem, given), given, map_of, fidelity, output, json=json)
     if not (what_if or pareto or map_of):
         document |= _explanation(_of_one_batch(problem, given), given, json=json)
     if json:
@@ -101,17 +103,16 @@ def _machine(plan: Plan, hardware: str | None) -> HardwareProfile:
         ) from None
 
 
-def _problem_of(plan: Plan, machine: HardwareProfile, ram_limit: str | None) -> Problem:
+def _problem_of(plan: Plan, machine: HardwareProfile, ram_limit: str | None, split_experts: bool) -> Problem:
     """Pose the problem that a plan solves again, its own kind of policy among those searched."""
     policy = plan.policy
-    problem = replace(
-        problem_of(plan, machine),
-        ram_limit_bytes=options.parse_bytes(ram_limit, "--ram-limit") if ram_limit else None,
-    )
+    problem = problem_of(plan, machine)
+    if ram_limit is not None:
+        problem = replace(problem, ram_limit_bytes=options.parse_bytes(ram_limit, "--ram-limit"))
     return replace(
         problem,
         schedules=tuple(dict.fromkeys((*problem.schedules, policy.schedule))),
-        split_experts=problem.split_experts or policy.cpu_experts > 0,
+        split_experts=split_experts or policy.cpu_experts > 0,
         kv_shares=tuple(sorted({*problem.kv_shares, policy.kv_on_gpu})),
     )
 
@@ -120,7 +121,11 @@ def _of_one_batch(problem: Problem, plan: Plan) -> Problem:
     """Return the problem of a plan made for latency as that of one batch, whose throughput is the more the sooner."""
     if plan.search is None or plan.search.objective != "latency":
         return problem
-    return replace(problem, workload=replace(problem.workload, num_sequences=plan.policy.batch_size))
+    size = plan.policy.batch_size
+    makespan_s, total = problem.max_makespan_s, problem.workload.num_sequences
+    if makespan_s is not None and total is not None:
+        makespan_s /= ceil(total / size)
+    return replace(problem, workload=replace(problem.workload, num_sequences=size), max_makespan_s=makespan_s)
 
 
 def _explanation(problem: Problem, plan: Plan, *, json: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hrm.dtypes import DType
 from hrm.errors import HrmError
 from hrm.estimate import Fidelity
 from hrm.policy import Staging
+from hrm.records import record
 
 if TYPE_CHECKING:
     from hrm.model import ModelSpec
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ExpertDType",
     "FidelityOption",
+    "FormatOptions",
     "GenLen",
     "HardwareName",
+    "JobOptions",
     "Json",
     "KvDType",
     "MaxPromptLen",
@@ -34,11 +37,11 @@ __all__ = [
     "Prompts",
     "RamLimit",
     "RoutingOption",
+    "SplitExperts",
     "StagingOption",
     "TokenizerFolder",
     "WeightDType",
     "parse_bytes",
-    "workload_of",
 ]
 
 ModelName = Annotated[str, typer.Option("--model", help="Bundled name, checkpoint folder or Hugging Face config.json.")]
@@ -67,7 +70,82 @@ RoutingOption = Annotated[
 StagingOption = Annotated[Staging, typer.Option("--staging", help="Where streamed weights lie in host memory.")]
 FidelityOption = Annotated[Fidelity, typer.Option("--fidelity", help="Which prediction to headline.")]
 RamLimit = Annotated[str | None, typer.Option("--ram-limit", help="Host memory to keep to, such as 12GiB.")]
+SplitExperts = Annotated[
+    bool,
+    typer.Option(
+        "--split-experts/--whole-experts", help="Whether the CPU may compute some of a layer's experts beside the GPU."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+@record
+class JobOptions:
+    """The job: by lengths, or by a file of prompts and the tokenizer that reads them."""
+
+    prompt_len: PromptLen = None
+    max_prompt_len: MaxPromptLen = None
+    num_sequences: NumSequences = None
+    prompts: Prompts = None
+    tokenizer: TokenizerFolder = None
+    padded: Padded = False
+    routing: RoutingOption = None
+
+    def workload(self, model: ModelSpec, gen_len: int) -> Workload:
+        """Describe the job for a model.
+
+        Raises
+        ------
+        HrmError
+            When both lengths and prompts or neither are given, or the longest sequence exceeds what the model was made
+            for.
+        """
+        if (self.prompt_len is None) == (self.prompts is None):
+            raise HrmError("--prompt-len, --prompts: give exactly one of them")
+        workload = self._of_prompts(gen_len) if self.prompts is not None else self._of_lengths(gen_len)
+        if workload.max_context_len > model.max_position_embeddings:
+            raise HrmError(
+                f"--gen-len {gen_len}: with prompts up to {workload.max_prompt_len} tokens this exceeds the model's "
+                f"{model.max_position_embeddings} positions (shorten one)"
+            )
+        return replace(workload, padded=self.padded, routing=_routing_of(self.routing, model))
+
+    def _of_lengths(self, gen_len: int) -> Workload:
+        from hrm.workload import Workload
+
+        assert self.prompt_len is not None
+        if not math.isfinite(self.prompt_len):
+            raise HrmError(f"--prompt-len {self.prompt_len}: must be a number of tokens (correct it)")
+        return Workload(
+            mean_prompt_len=float(self.prompt_len),
+            max_prompt_len=self.max_prompt_len or math.ceil(self.prompt_len),
+            gen_len=gen_len,
+            num_sequences=self.num_sequences,
+        )
+
+    def _of_prompts(self, gen_len: int) -> Workload:
+        from executor.prompts import read_prompts
+        from hrm.workload import Workload
+
+        for option, value in (("--max-prompt-len", self.max_prompt_len), ("--num-sequences", self.num_sequences)):
+            if value is not None:
+                raise HrmError(f"{option}: not with --prompts, which says it already (leave one out)")
+        assert self.prompts is not None
+        if self.tokenizer is None:
+            raise HrmError("--tokenizer: needed with --prompts (give the checkpoint folder)")
+        lens = tuple(len(prompt.tokens) for prompt in read_prompts(self.prompts, self.tokenizer))
+        return Workload.from_prompt_lens(lens, gen_len)
+
+
+@record
+class FormatOptions:
+    """Formats of weights, experts and KV cache, and where streamed weights lie."""
+
+    weight_dtype: WeightDType = None
+    expert_dtype: ExpertDType = None
+    kv_dtype: KvDType = None
+    staging: StagingOption = Staging.PINNED
+
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -91,52 +169,6 @@ def parse_bytes(text: str, option: str) -> int:
     return count
 
 
-def workload_of(
-    model: ModelSpec,
-    *,
-    gen_len: int,
-    prompt_len: float | None,
-    max_prompt_len: int | None,
-    num_sequences: int | None,
-    prompts: Path | None,
-    tokenizer: Path | None,
-    padded: bool = False,
-    routing: str | None = None,
-) -> Workload:
-    """Describe the job by lengths, or by a file of prompts and the tokenizer that reads them.
-
-    Raises
-    ------
-    HrmError
-        When both or neither are given, or the longest sequence exceeds what the model was made for.
-    """
-    from hrm.workload import Workload
-
-    if (prompt_len is None) == (prompts is None):
-        raise HrmError("--prompt-len, --prompts: give exactly one of them")
-    if prompts is not None:
-        for option, value in (("--max-prompt-len", max_prompt_len), ("--num-sequences", num_sequences)):
-            if value is not None:
-                raise HrmError(f"{option}: not with --prompts, which says it already (leave one out)")
-        workload = _workload_of_prompts(prompts, tokenizer, gen_len)
-    else:
-        assert prompt_len is not None
-        if not math.isfinite(prompt_len):
-            raise HrmError(f"--prompt-len {prompt_len}: must be a number of tokens (correct it)")
-        workload = Workload(
-            mean_prompt_len=float(prompt_len),
-            max_prompt_len=max_prompt_len or math.ceil(prompt_len),
-            gen_len=gen_len,
-            num_sequences=num_sequences,
-        )
-    if workload.max_context_len > model.max_position_embeddings:
-        raise HrmError(
-            f"--gen-len {gen_len}: with prompts up to {workload.max_prompt_len} tokens this exceeds the model's "
-            f"{model.max_position_embeddings} positions (shorten one)"
-        )
-    return replace(workload, padded=padded, routing=_routing_of(routing, model))
-
-
 def _routing_of(text: str | None, model: ModelSpec) -> Routing:
     """Read `uniform`, `zipf:EXPONENT`, or the name of a trace file."""
     from hrm.routing import UNIFORM, Routing, RoutingLaw
@@ -152,13 +184,3 @@ def _routing_of(text: str | None, model: ModelSpec) -> Routing:
     if not 0 <= exponent < 10:
         raise HrmError(f"--routing {text}: no exponent (write a number from 0 to 10, such as zipf:1.0)")
     return Routing(law=RoutingLaw.SKEWED, exponent=exponent)
-
-
-def _workload_of_prompts(prompts: Path, tokenizer: Path | None, gen_len: int) -> Workload:
-    from executor.prompts import read_prompts
-    from hrm.workload import Workload
-
-    if tokenizer is None:
-        raise HrmError("--tokenizer: needed with --prompts (give the checkpoint folder)")
-    lens = tuple(len(prompt.tokens) for prompt in read_prompts(prompts, tokenizer))
-    return Workload.from_prompt_lens(lens, gen_len)

@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrm.cli import options
+from hrm.cli.groups import grouped
 from hrm.cli.plans import deliver, pose
 from hrm.dtypes import DType
+from hrm.errors import HrmError
 from hrm.estimate import Fidelity
-from hrm.policy import Staging
+from hrm.policy import ScheduleName
+from hrm.records import record
+from hrm.units import format_bytes
+
+if TYPE_CHECKING:
+    from solver.problem import Problem
 
 __all__ = ["solve"]
 
@@ -46,6 +53,10 @@ NoSimulate = Annotated[
     bool, typer.Option("--no-simulate", help="At once: rank by ceilings, with neither simulation nor interval.")
 ]
 WriteLp = Annotated[Path | None, typer.Option("--write-lp", help="Write the program of --method milp to this file.")]
+Schedules = Annotated[
+    list[ScheduleName] | None,
+    typer.Option("--schedule", help="A schedule to search among; may be repeated. Default: those that may win."),
+]
 AlsoWeights = Annotated[
     list[DType] | None,
     typer.Option("--also-weight-dtype", case_sensitive=False, help="A further format that weights may have."),
@@ -56,83 +67,98 @@ AlsoKv = Annotated[
 ]
 
 
+@record
+class _LimitOptions:
+    """What a policy has to keep to."""
+
+    ram_limit: options.RamLimit = None
+    max_ttft_s: MaxTtft = None
+    max_tpot_s: MaxTpot = None
+    max_makespan_s: MaxMakespan = None
+
+
+@record
+class _SpaceOptions:
+    """Among which policies is searched, and for what."""
+
+    schedule: Schedules = None
+    split_experts: options.SplitExperts = True
+    also_weight_dtype: AlsoWeights = None
+    also_kv_dtype: AlsoKv = None
+    objective: ObjectiveOption = _Objective.THROUGHPUT
+
+
+@record
+class _SearchOptions:
+    """How is searched."""
+
+    method: MethodOption = _Method.AUTO
+    no_simulate: NoSimulate = False
+    write_lp: WriteLp = None
+    fidelity: options.FidelityOption = Fidelity.CEILING
+
+
+@grouped
 def solve(
     model: options.ModelName,
     hardware: options.HardwareName,
     gen_len: options.GenLen,
-    prompt_len: options.PromptLen = None,
-    max_prompt_len: options.MaxPromptLen = None,
-    num_sequences: options.NumSequences = None,
-    prompts: options.Prompts = None,
-    tokenizer: options.TokenizerFolder = None,
-    padded: options.Padded = False,
-    routing: options.RoutingOption = None,
-    weight_dtype: options.WeightDType = None,
-    expert_dtype: options.ExpertDType = None,
-    kv_dtype: options.KvDType = None,
-    staging: options.StagingOption = Staging.PINNED,
-    ram_limit: options.RamLimit = None,
-    also_weight_dtype: AlsoWeights = None,
-    also_kv_dtype: AlsoKv = None,
-    objective: ObjectiveOption = _Objective.THROUGHPUT,
-    max_ttft_s: MaxTtft = None,
-    max_tpot_s: MaxTpot = None,
-    max_makespan_s: MaxMakespan = None,
-    method: MethodOption = _Method.AUTO,
-    no_simulate: NoSimulate = False,
-    write_lp: WriteLp = None,
-    fidelity: options.FidelityOption = Fidelity.CEILING,
+    job: options.JobOptions,
+    formats: options.FormatOptions,
+    limits: _LimitOptions,
+    space: _SpaceOptions,
+    how: _SearchOptions,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Plan to write.")] = None,
     json: options.Json = False,
 ) -> None:
     """Find the best policy that fits in memory and keeps the limits on time."""
     from hrm.files import check_output
+    from hrm.hardware import load_profile
     from hrm.model_config import load_model
     from hrm.report import progress, show_json
     from solver.infeasible import NoPlanError
-    from solver.problem import Objective
     from solver.search import Method
     from solver.search import solve as search
 
-    for path in filter(None, (output, write_lp)):
+    for path in filter(None, (output, how.write_lp)):
         check_output(path)
-    workload = options.workload_of(
-        load_model(model),
-        gen_len=gen_len,
-        prompt_len=prompt_len,
-        max_prompt_len=max_prompt_len,
-        num_sequences=num_sequences,
-        prompts=prompts,
-        tokenizer=tokenizer,
-        padded=padded,
-        routing=routing,
-    )
-    problem = pose(
-        model,
-        hardware,
-        workload,
-        weight_dtype=weight_dtype,
-        expert_dtype=expert_dtype,
-        kv_dtype=kv_dtype,
-        staging=staging,
-        ram_limit=ram_limit,
-    )
-    problem = replace(
-        problem,
-        more_weight_dtypes=tuple(also_weight_dtype or ()),
-        more_kv_dtypes=tuple(also_kv_dtype or ()),
-        objective=Objective(objective),
-        max_ttft_s=max_ttft_s,
-        max_tpot_s=max_tpot_s,
-        max_makespan_s=max_makespan_s,
-    )
+    spec = load_model(model)
+    problem = pose(spec, load_profile(hardware), job.workload(spec, gen_len), formats)
+    problem = _narrowed(problem, limits, space)
     try:
         with progress("solving"):
             plan = search(
-                problem, method=Method(method), fidelity=fidelity, simulate=not no_simulate, write_lp=write_lp
+                problem,
+                method=Method(how.method),
+                fidelity=how.fidelity,
+                simulate=not how.no_simulate,
+                write_lp=how.write_lp,
             )
     except NoPlanError as error:
         if json:
             show_json(error.document())
         raise
     deliver(plan, output, json=json)
+
+
+def _narrowed(problem: Problem, limits: _LimitOptions, space: _SpaceOptions) -> Problem:
+    """Return the problem within limits, over a space."""
+    from solver.problem import Objective
+
+    ram_limit = options.parse_bytes(limits.ram_limit, "--ram-limit") if limits.ram_limit else None
+    host = problem.hardware.level("cpu")
+    if ram_limit is not None and ram_limit > host.capacity_bytes * host.count:
+        there = f"{format_bytes(host.capacity_bytes * host.count)} of {problem.hardware.name}"
+        raise HrmError(f"--ram-limit {limits.ram_limit}: exceeds the {there} (lower it or leave it out)")
+    return replace(
+        problem,
+        ram_limit_bytes=ram_limit,
+        max_ttft_s=limits.max_ttft_s,
+        max_tpot_s=limits.max_tpot_s,
+        max_makespan_s=limits.max_makespan_s,
+        schedules=tuple(dict.fromkeys(space.schedule or problem.schedules)),
+        split_experts=space.split_experts,
+        more_weight_dtypes=tuple(space.also_weight_dtype or ()),
+        more_kv_dtypes=tuple(space.also_kv_dtype or ()),
+        objective=Objective(space.objective),
+    )

@@ -7,49 +7,33 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hrm.cli import options
-from hrm.dtypes import DType
-from hrm.policy import Staging
-
 if TYPE_CHECKING:
+    from hrm.cli.options import FormatOptions
     from hrm.hardware import HardwareProfile
+    from hrm.model import ModelSpec
     from hrm.plan import Plan
     from hrm.workload import Workload
-    from solver.space import Problem
+    from solver.problem import Problem
 
 __all__ = ["deliver", "pose", "problem_of"]
 
 
-def pose(
-    model: str,
-    hardware: str,
-    workload: Workload,
-    *,
-    weight_dtype: DType | None,
-    expert_dtype: DType | None,
-    kv_dtype: DType | None,
-    staging: Staging,
-    ram_limit: str | None,
-) -> Problem:
+def pose(spec: ModelSpec, hardware: HardwareProfile, workload: Workload, formats: FormatOptions) -> Problem:
     """Pose the problem of running a job.
 
     Weights have the model's published formats unless one is named; the KV cache that of the activations beside them.
     """
-    from hrm.hardware import load_profile
-    from hrm.model_config import load_model
-    from solver.space import Problem
+    from solver.problem import Problem
 
-    spec = load_model(model)
-    weights = weight_dtype or spec.dtype
+    weights = formats.weight_dtype or spec.dtype
     return Problem(
         model=spec,
-        hardware=load_profile(hardware),
+        hardware=hardware,
         workload=workload,
         weight_dtype=weights,
-        expert_dtype=expert_dtype or (None if weight_dtype else spec.expert_dtype),
-        kv_dtype=kv_dtype or weights.activation_dtype,
-        staging=staging,
-        ram_limit_bytes=options.parse_bytes(ram_limit, "--ram-limit") if ram_limit else None,
+        expert_dtype=formats.expert_dtype or (None if formats.weight_dtype else spec.expert_dtype),
+        kv_dtype=formats.kv_dtype or weights.activation_dtype,
+        staging=formats.staging,
     )
 
 
@@ -72,7 +56,7 @@ def deliver(plan: Plan, output: Path | None, *, json: bool, short: object = None
 
 
 def problem_of(plan: Plan, machine: HardwareProfile) -> Problem:
-    """Return the problem that a plan solves, on a machine."""
+    """Return the problem that a plan solves, on a machine: most throughput within its limits."""
     from solver.problem import Problem
 
     return Problem(
@@ -83,4 +67,8 @@ def problem_of(plan: Plan, machine: HardwareProfile) -> Problem:
         expert_dtype=plan.policy.expert_dtype,
         kv_dtype=plan.policy.kv_dtype,
         staging=plan.policy.staging,
+        ram_limit_bytes=plan.limits.ram_limit_bytes,
+        max_ttft_s=plan.limits.max_ttft_s,
+        max_tpot_s=plan.limits.max_tpot_s,
+        max_makespan_s=plan.limits.max_makespan_s,
     )

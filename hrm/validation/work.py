@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hrm import operators
 from hrm.hardware import HardwareProfile
-from hrm.lanes import pass_costs, work_by_kind
+from hrm.lanes import pass_costs
 from hrm.model import LayerKind, ModelSpec
 from hrm.policy import Policy, PolicyGrid
 from hrm.rates import Rates
@@ -32,7 +32,7 @@ def work_of(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workloa
     for phase, passes, step in ((Phase.PREFILL, 1, 0.0), (Phase.DECODE, workload.gen_len - 1, workload.gen_len / 2)):
         costs = pass_costs(grid, model, rates, workload, phase, step)
         flop = _flop(policy, model, workload, phase, step)
-        for kind, cost in work_by_kind(costs).items():
+        for kind, cost in costs.summed.items():
             times = passes * waves
             found[f"{phase}.{kind}"] = KindWork(
                 lane=costs.lane_of(kind), bytes=float(cost.bytes) * times, flop=flop.get(kind, 0.0) * times
