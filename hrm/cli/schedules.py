@@ -9,7 +9,7 @@ from hrm.errors import HrmError
 if TYPE_CHECKING:
     from hrm.policy import Policy
     from solver.ablation import ScheduleResult
-    from solver.space import Problem
+    from solver.problem import Problem
 
 __all__ = ["ALL", "show_comparison"]
 
