@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ROOT / "benchmarks" / "data" / "mt_bench_first_turns.jsonl"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "validation.md")
+PAGES = (ROOT / "docs" / "validation.md", ROOT / "README.md")
 BEGIN, END = "<!-- made by benchmarks/validation.py -->", "<!-- end -->"
 WIDE = "--layers 6 --hidden-size 512 --intermediate-size 3584 --query-heads 8 --kv-heads 2 --experts 8 --top-k 2"
 
