@@ -137,6 +137,8 @@ def _run_case(name: str, case: Case, work: Path, options: argparse.Namespace) ->
     for _ in range(options.rounds):
         for schedule, plan in plans.items():
             runs[schedule].append(_run(plan, work / "model", prompts))
+            rate, row = runs[schedule][-1].measured.decode_throughput_tokens_per_s, _row(plan, runs[schedule])
+            print(f"{name}, {schedule}: {rate:.1f} tokens/s, {rate / row.ceiling:.3f} of its ceiling", flush=True)
     rows = {schedule: _row(plan, runs[schedule]) for schedule, plan in plans.items()}
     _show(name, rows)
     return to_plain(rows)

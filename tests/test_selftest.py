@@ -40,6 +40,22 @@ def test_everything_works_on_the_emulated_device():
     assert set(tried.DEVICE_POLICIES) < set(checks)
 
 
+@two_cores
+@pytest.mark.usefixtures("small_copies")
+def test_more_device_memory_than_planned_is_found(monkeypatch):
+    empty = EmulatedBackend.empty
+
+    def twice(backend, shape, dtype):
+        return empty(backend, (2, *shape), dtype)[0]
+
+    monkeypatch.setattr(EmulatedBackend, "empty", twice)
+
+    failed = {name: check.detail for name, check in checks_on(emulated(16 * MIB)).items() if not check.passed}
+
+    assert set(failed) == set(tried.DEVICE_POLICIES)
+    assert all("planned" in detail for detail in failed.values())
+
+
 def test_without_a_device_the_cpu_is_tried():
     checks = checks_on(HostBackend(threads=1))
 
