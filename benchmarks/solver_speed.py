@@ -176,10 +176,11 @@ def pairs(problem: solver.Problem, template: Policy, top: int, known_s: float) -
             resident_experts=none,
             cpu_experts=none + template.cpu_experts,
             kv_on_gpu=none + template.kv_on_gpu,
+            disk_experts=np.zeros_like(none),
         )
         grid = select(grid, promising(problem, grid, Fidelity.CEILING, known_s))
-        none = np.zeros_like(grid.batch_size)
-        low, high = resident_range(memory_rows(problem, grid), none, most_resident(problem, grid))
+        none, most = np.zeros_like(grid.batch_size), most_resident(problem, grid)
+        low, high = resident_range(memory_rows(problem, grid, none, most), none, most)
         kept = np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
         if kept.any():
             yield select(replace(grid, resident_experts=np.floor(high + WHOLE)), kept)

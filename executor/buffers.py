@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from executor.linear import is_native
 from executor.memory import Allocate, main_device, main_memory, pinned_memory, torch_dtype
 from executor.wave import MicroBatch, Wave
 from hrm.device.backend import Backend
@@ -13,7 +14,7 @@ from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor
 from hrm.schedule.task import IN_FLIGHT, Phase
 
-__all__ = ["DecodeFlight", "PrefillFlight", "RoutedFlight", "SplitFlight", "WaveBuffers"]
+__all__ = ["DecodeFlight", "DiskFlight", "PrefillFlight", "RoutedFlight", "SplitFlight", "WaveBuffers"]
 
 
 class PrefillFlight:
@@ -113,6 +114,16 @@ class SplitFlight:
         self.sums = pinned((max_tokens, model.hidden_size), torch_dtype(policy.weight_dtype)).zero_()
 
 
+class DiskFlight:
+    """What waits for experts on disk: normed hidden states and routing of all tokens of a wave, and their sums."""
+
+    def __init__(self, policy: Policy, model: ModelSpec, num_tokens: int, backend: Backend) -> None:
+        allocate, dtype = main_memory(policy, backend), torch_dtype(policy.weight_dtype)
+        self.routed = RoutedFlight(policy, model, num_tokens, allocate)
+        wide = dtype if is_native(dtype, "cpu") else torch.float32
+        self.sums = allocate((num_tokens, model.hidden_size), wide).zero_()
+
+
 class WaveBuffers:
     """Everything that the tasks of a wave share; allocated, and its pages mapped, before the wave starts.
 
@@ -131,6 +142,8 @@ class WaveBuffers:
         self.decode = [DecodeFlight(policy, model, allocate) for _ in range(IN_FLIGHT)]
         self.host = [DecodeFlight(policy, model, pinned) for _ in range(IN_FLIGHT)] if apart else self.decode
         self.split: dict[Phase, list[SplitFlight]] = {}
+        if policy.disk_experts:
+            self.disk = DiskFlight(policy, model, wave.num_tokens, backend)
         if on_gpu and policy.experts_on_cpu(model):
             for phase, tokens in ((Phase.PREFILL, max_tokens), (Phase.DECODE, policy.micro_batch_size)):
                 self.split[phase] = [SplitFlight(policy, model, tokens, backend) for _ in range(IN_FLIGHT)]

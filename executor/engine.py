@@ -10,6 +10,7 @@ from typing import Protocol
 
 from executor.answer import Answer, Rules
 from executor.buffers import WaveBuffers
+from executor.disk import DiskStore
 from executor.footprint import Footprint
 from executor.kv_cache import WaveCache
 from executor.measure import WaveSpans, measured
@@ -41,7 +42,7 @@ from hrm.policy import Policy, Processor
 from hrm.records import record
 from hrm.schedule.catalog import build_schedule
 from hrm.workload import Workload
-from hrm.workspace import experts_workspace_bytes, workspace_bytes
+from hrm.workspace import experts_workspace_bytes, gathered_expert_workspace_bytes, workspace_bytes
 
 __all__ = ["Engine", "Generation", "Runnable"]
 
@@ -77,6 +78,8 @@ class Generation:
 class Engine:
     """A checkpoint loaded for a plan on a backend; without one, on the device that the plan names.
 
+    `ram_limit_bytes` is what the process may hold in host memory, its libraries included.
+
     Raises
     ------
     PolicyError
@@ -89,7 +92,14 @@ class Engine:
         When the device cannot hold what the plan puts there, or the host takes more than the plan's ledger says.
     """
 
-    def __init__(self, plan: Runnable | Plan, checkpoint_dir: str | Path, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        plan: Runnable | Plan,
+        checkpoint_dir: str | Path,
+        backend: Backend | None = None,
+        *,
+        ram_limit_bytes: int | None = None,
+    ) -> None:
         if backend is None:
             assert isinstance(plan, Plan), "only a plan says on which device to run: give a backend"
             backend = open_backend(plan.machine.device, plan.machine.emulated)
@@ -104,8 +114,10 @@ class Engine:
         self._tokenizer = Tokenizer(checkpoint_dir)
         self._end_tokens = end_tokens(checkpoint_dir)
         planned = ledger(self.policy, self.model, self.workload)
-        self._footprint = Footprint(backend, planned.cpu.total_bytes)
-        self._weights, self._experts = load_weights(self.policy, self.model, Path(checkpoint_dir), backend)
+        self._footprint = Footprint(backend, planned.cpu.total_bytes, ram_limit_bytes)
+        folder = Path(checkpoint_dir)
+        self._disk = DiskStore(self.policy, self.model, folder) if self.policy.disk_experts else None
+        self._weights, self._experts = load_weights(self.policy, self.model, folder, backend, self._disk)
         # What is listened to while answers are made, though not while everything warms up.
         self._heard_weights = self._weights
         self._footprint.look()
@@ -204,6 +216,7 @@ class Engine:
             backend=self.backend,
             weights=self._weights,
             experts=self._experts,
+            disk=self._disk,
             rotary=self._rotary,
             workspace=main,
             cpu_workspace=on_cpu,
@@ -219,6 +232,9 @@ class Engine:
         tokens = max(batch.num_tokens for batch in wave.micro_batches)
         on_gpu = policy.main_device is Processor.GPU
         main = int(workspace_bytes(model, tokens, policy.micro_batch_size))
+        if policy.disk_experts:
+            sizes = model.hidden_size, model.intermediate_size
+            main = max(main, int(gathered_expert_workspace_bytes(wave.num_tokens, *sizes)))
         splits = on_gpu and policy.experts_on_cpu(model) > 0
         room = experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
         goes_down = on_gpu and policy.kv_on_gpu < 1

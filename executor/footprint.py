@@ -21,15 +21,30 @@ class Footprint:
     """The process's memory without that of an emulated device, which lies in it: all of it, and what was there before.
 
     `runtime_bytes` is what the process had when this was made: the interpreter, the libraries, the caller's own. Only
-    what comes on top is held against `planned_bytes`.
+    what comes on top is held against `planned_bytes`; all of it against `limit_bytes`.
+
+    Raises
+    ------
+    OutOfMemoryError
+        When the plan does not fit the limit.
     """
 
-    def __init__(self, backend: Backend, planned_bytes: int) -> None:
+    def __init__(self, backend: Backend, planned_bytes: int, limit_bytes: int | None = None) -> None:
         self._process = psutil.Process()
         self._backend = backend
         self.planned_bytes = planned_bytes
         self.runtime_bytes = self._held_bytes()
         self.peak_bytes = 0
+        self._limit_bytes = limit_bytes
+        self._hold_to_limit(planned_bytes)
+
+    def _hold_to_limit(self, held_bytes: int) -> None:
+        if self._limit_bytes is not None and self.runtime_bytes + held_bytes > self._limit_bytes:
+            raise OutOfMemoryError(
+                f"--ram-limit {format_bytes(self._limit_bytes)}: the run needs {format_bytes(held_bytes)} beside "
+                f"{format_bytes(self.runtime_bytes)} of libraries (raise it, or solve again with it on a profile "
+                f"that measured the libraries)"
+            )
 
     def _held_bytes(self) -> int:
         inside = self._backend.memory_used_bytes if self._backend.device.type == "cpu" else 0
@@ -45,6 +60,7 @@ class Footprint:
             When it is beyond the plan.
         """
         self.peak_bytes = max(self.peak_bytes, self._held_bytes() - self.runtime_bytes)
+        self._hold_to_limit(self.peak_bytes)
         if self.peak_bytes > (1 + TOLERANCE) * self.planned_bytes + _UNPLANNED_BYTES:
             raise OutOfMemoryError(
                 f"host memory: the run holds {self.peak_bytes} bytes ({format_bytes(self.peak_bytes)}) beside "

@@ -30,7 +30,7 @@ _NAMED = 20
 class Job:
     """The files of a job, and how prompts are answered that do not say it themselves.
 
-    `routing` is where to write what the routers chose, if anywhere.
+    `routing` is where to write what the routers chose, if anywhere; `ram_limit_bytes` what the process may hold.
     """
 
     checkpoint: Path
@@ -38,6 +38,7 @@ class Job:
     output: Path
     routing: Path | None = None
     settings: Settings = Settings()
+    ram_limit_bytes: int | None = None
 
     @property
     def journal(self) -> Path:
@@ -124,7 +125,7 @@ def _generate(plan: Runnable, job: Job, backend: Backend, todo: _Todo) -> Genera
     """Answer what is left, and whatever the plan does not take; None where nothing is left."""
     if not todo.lines:
         return None
-    engine = Engine(plan, job.checkpoint, backend)
+    engine = Engine(plan, job.checkpoint, backend, ram_limit_bytes=job.ram_limit_bytes)
     for line, prompt in list(todo.lines.items()):
         if (problem := engine.problem(prompt)) is not None:
             todo.refuse(line, prompt, f"{job.prompts}, line {line}: {problem}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from executor.mapped import let_go
+from executor.mapped import drop_cache, let_go
 from hrm.errors import FileError
 from hrm.files import read_json
 
@@ -76,8 +76,11 @@ class CheckpointReader:
             let_go(tensor)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files, and of what the page cache holds of them."""
+        paths = list(self._files)
         self._files.clear()
+        for path in paths:
+            drop_cache(path)
 
     def _open(self, path: Path) -> Any:
         if path not in self._files:

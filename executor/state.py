@@ -10,6 +10,7 @@ import torch
 from executor.attention import AttentionForm
 from executor.buffers import SplitFlight, WaveBuffers
 from executor.decoder import ModelWeights, next_logits, post_attention, route_attended
+from executor.disk import DiskStore
 from executor.grouped import GroupedWeights
 from executor.kv_cache import WaveCache
 from executor.latent import LatentWeights, expand
@@ -48,6 +49,7 @@ class WaveState:
     backend: Backend
     weights: ModelWeights
     experts: ExpertStore
+    disk: DiskStore | None
     rotary: RotaryTable
     workspace: Workspace
     cpu_workspace: Workspace
@@ -74,12 +76,19 @@ class WaveState:
         layers = self.model.moe_layers
         return (step.pass_index + step.task.for_next_pass) * len(layers) + layers.index(step.task.layer)
 
-    def hidden(self, step: Step) -> torch.Tensor:
-        """Return the hidden states that a step works on: of all prompt tokens in prefill, then one per sequence."""
+    def rows(self, step: Step) -> slice:
+        """Return the rows of a step's micro-batch: of all prompt tokens in prefill, then one per sequence."""
         batch = self.batch(step)
-        prefill = step.pass_index == 0
-        rows = slice(batch.token_first, batch.token_last) if prefill else slice(batch.first, batch.last)
-        return self.buffers.hidden[rows]
+        return slice(batch.first, batch.last) if step.pass_index else slice(batch.token_first, batch.token_last)
+
+    def hidden(self, step: Step) -> torch.Tensor:
+        """Return the hidden states that a step works on."""
+        return self.buffers.hidden[self.rows(step)]
+
+    def all_hidden(self, step: Step) -> torch.Tensor:
+        """Return those of all micro-batches in the step's pass."""
+        last = self.round.micro_batches[-1]
+        return self.buffers.hidden[: last.last if step.pass_index else last.token_last]
 
     def embed(self, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
         """Write the tokens' embeddings into `hidden`."""
@@ -126,10 +135,21 @@ class WaveState:
             routed = self.split_flight(step).routed.parts(len(hidden))
             route_attended(attended, hidden, layer, self.model, self.workspace, routed)
             return
+        if self.disk is not None and is_moe:
+            self._wait_for_disk(step, attended)
+            return
         experts = self.main_experts(step.task.layer, self.use(step)) if is_moe else []
         post_attention(attended, hidden, layer, experts, self.model, self.workspace)
         if step.task.layer == self.model.num_layers - 1:
             self.choose(step)
+
+    def _wait_for_disk(self, step: Step, attended: torch.Tensor) -> None:
+        """Do as `post_attention` up to experts on disk, for which the rest of the layer waits."""
+        flight, rows = self.buffers.disk, self.rows(step)
+        routed = [part[rows] for part in flight.routed.parts(len(self.all_hidden(step)))]
+        hidden, layer = self.hidden(step), self.weights.layers[step.task.layer]
+        route_attended(attended, hidden, layer, self.model, self.workspace, (routed[0], routed[1], routed[2]))
+        flight.sums[rows].zero_()
 
     def land(self, sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Copy tensors down, on the d2h lane, and return them when they have arrived; for the frame of `landing`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from executor.decode import DecodeTasks
+from executor.disk import DiskTasks
 from executor.prefill import PrefillTasks
 from executor.split import SplitTasks
 from executor.state import Step, WaveState
@@ -20,8 +21,16 @@ class TaskRunner:
 
     def __init__(self, state: WaveState) -> None:
         prefill, decode, split = PrefillTasks(state), DecodeTasks(state), SplitTasks(state)
+        disk = DiskTasks(state)
         self._state = state
         self._dropping = False
+        self._of_all_micro_batches = {
+            TaskKind.PAGE_PIN: self._page,
+            TaskKind.PAGE_COPY: self._page,
+            TaskKind.DISK_READ: disk.read,
+            TaskKind.KEPT_EXPERTS: disk.kept,
+            TaskKind.DISK_EXPERTS: disk.compute,
+        }
         self._handlers: dict[tuple[Phase, TaskKind], Callable[[Step], None]] = {
             (Phase.PREFILL, TaskKind.PRE_ATTENTION): prefill.pre_attention,
             (Phase.PREFILL, TaskKind.QKV_OFFLOAD): prefill.offload,
@@ -46,12 +55,7 @@ class TaskRunner:
     def work(self, phase: Phase, task: Task, pass_index: int) -> Callable[[], None]:
         """Return what to submit for a task of pass `pass_index` (0 is prefill)."""
         step = Step(task, pass_index)
-        if task.kind in (TaskKind.PAGE_PIN, TaskKind.PAGE_COPY):
-            return lambda: self._page(step)
-        batch = self._state.batch(step)
-        if not (batch.num_sequences if pass_index else batch.num_tokens):
-            return _nothing
-        handler = self._handlers[phase, task.kind]
+        handler = self._of_all_micro_batches.get(task.kind) or self._of_one(phase, step)
 
         def run() -> None:
             if not self._dropping:
@@ -60,18 +64,20 @@ class TaskRunner:
 
         return run
 
+    def _of_one(self, phase: Phase, step: Step) -> Callable[[Step], None]:
+        batch = self._state.batch(step)
+        has_rows = batch.num_sequences if step.pass_index else batch.num_tokens
+        return self._handlers[phase, step.task.kind] if has_rows else _nothing
+
     def drop(self) -> None:
         """Let work that was submitted and has not begun do nothing: the run is over."""
         self._dropping = True
 
     def _page(self, step: Step) -> None:
-        if self._dropping:
-            return
         experts, use = self._state.experts, self._state.use(step)
         move = experts.pin_page if step.task.kind is TaskKind.PAGE_PIN else experts.copy_page
-        with torch.inference_mode():
-            move(step.task.layer, step.task.part, use)
+        move(step.task.layer, step.task.part, use)
 
 
-def _nothing() -> None:
+def _nothing(_: Step) -> None:
     """Do the work of a micro-batch without sequences, or in prefill without prompts."""

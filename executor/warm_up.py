@@ -54,7 +54,10 @@ def _dense_and_experts(state: WaveState) -> None:
         with state.workspace.frame():
             keys, values = state.keys_values(first, [part.transpose(0, 1) for part in parts], dtype)
             prefill_attention(query, keys, values, attended, state.attention(first))
-        if experts := state.main_experts(first, 0):
+        if state.disk is not None:
+            routed = state.buffers.disk.routed.parts(rows)
+            route_attended(attended, hidden, layer, model, state.workspace, routed)
+        elif experts := state.main_experts(first, 0):
             post_attention(attended, hidden, layer, experts, model, state.workspace)
         else:
             routed = state.buffers.split[Phase.DECODE][0].routed.parts(rows)

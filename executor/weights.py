@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import torch
 
 from executor.decoder import ModelWeights
+from executor.disk import DiskStore
 from executor.loading import CheckpointReader
 from executor.memory import main_memory, pinned_memory, torch_dtype
 from executor.parameters import load_dense, load_experts
@@ -45,12 +46,13 @@ class ExpertStore:
         self._backend = backend
         self._expert = model.expert_parameters
         self._num_pages = policy.num_pages
-        counts = (policy.resident_experts, policy.streamed_experts(model), policy.experts_on_cpu(model))
-        resident, streamed, on_cpu = ((count * self._expert,) for count in counts)
+        on_cpu = policy.experts_on_cpu(model) - policy.disk_experts
+        counts = (policy.resident_experts, policy.streamed_experts(model), on_cpu)
+        resident, streamed, computed = ((count * self._expert,) for count in counts)
         pinned = backend.host_empty if staged else pinned_memory(backend)
         self._resident = {layer: backend.empty(resident, dtype) for layer in model.moe_layers}
         self._streamed = {layer: pinned(streamed, dtype) for layer in model.moe_layers}
-        self._on_cpu = {layer: backend.host_empty(on_cpu, dtype) for layer in model.moe_layers}
+        self._on_cpu = {layer: backend.host_empty(computed, dtype) for layer in model.moe_layers}
         self.bounds = page_bounds(*streamed, policy.num_pages, dtype.itemsize)
         self._slots = [backend.empty(streamed, dtype).zero_() for _ in range(IN_FLIGHT if counts[1] else 0)]
         largest = max(last - first for first, last in pairwise(self.bounds))
@@ -68,7 +70,7 @@ class ExpertStore:
         return self._each((self._resident[layer], slot))
 
     def on_cpu(self, layer: int) -> list[torch.Tensor]:
-        """Return the experts that the CPU computes, the last ones."""
+        """Return the experts in host memory that the CPU computes: the last ones, but for those on disk."""
         return self._each((self._on_cpu[layer],))
 
     def _each(self, flats: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -91,8 +93,12 @@ class ExpertStore:
         return self._staging[(use * self._num_pages + page) % IN_FLIGHT]
 
 
-def load_weights(policy: Policy, model: ModelSpec, folder: Path, backend: Backend) -> tuple[ModelWeights, ExpertStore]:
+def load_weights(
+    policy: Policy, model: ModelSpec, folder: Path, backend: Backend, disk: DiskStore | None = None
+) -> tuple[ModelWeights, ExpertStore]:
     """Read a checkpoint straight to where the policy wants it, in the policy's weight dtype.
+
+    With some experts on disk, the others come from there too.
 
     Raises
     ------
@@ -115,7 +121,15 @@ def load_weights(policy: Policy, model: ModelSpec, folder: Path, backend: Backen
 
     try:
         weights = load_dense(reader, model, place)
-        store = ExpertStore(policy, model, backend)
+    finally:
+        reader.close()
+    store = ExpertStore(policy, model, backend)
+    if disk is not None:
+        for layer, expert in product(model.moe_layers, range(disk.kept)):
+            disk.load(layer, expert, store.home(layer, expert))
+        return weights, store
+    reader = CheckpointReader(folder)
+    try:
         for layer in model.moe_layers:
             load_experts(reader, model, layer, partial(store.home, layer))
     finally:

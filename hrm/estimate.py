@@ -6,6 +6,7 @@ Formulas run over a `PolicyGrid`: one policy and many take the same path.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import StrEnum
 
 import numpy as np
@@ -14,7 +15,7 @@ from hrm import operators
 from hrm.arrays import Reals
 from hrm.ceilings import CeilingTable
 from hrm.dtypes import DType
-from hrm.memory import page_bytes
+from hrm.memory import disk_expert_bytes, page_bytes
 from hrm.model import LayerKind, ModelSpec
 from hrm.operators import Operator
 from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
@@ -115,6 +116,8 @@ def task_costs(
         TaskKind.ATTENTION: attention_cost(grid, model, rates, shape, layer),
         TaskKind.POST_ATTENTION: _post_attention(grid, model, rates, shape, layer),
     }
+    if layer.moe and grid.reads_disk:
+        costs |= _disk_costs(grid, model, rates, shape)
     if choices.main_device is Processor.GPU:
         costs |= _transfers(grid, model, rates, shape, layer)
         if layer.moe:
@@ -180,10 +183,25 @@ def _post_attention(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: Pas
         parts.append(operators.router(model, tokens, choices.weight_dtype))
     if layer.moe and model.shared_intermediate_size:
         parts.append(operators.shared_experts(model, tokens, choices.weight_dtype))
-    if layer.moe and not splits_experts(grid, model):
-        parts.append(_experts(grid, model, shape, share=1.0))
     work = _work(parts, rates, main)
+    if layer.moe and not splits_experts(grid, model):
+        routed = operator_cost(_experts(grid, model, shape, share=1.0), rates, main)
+        work = add_costs([work, routed.times(np.where(grid.disk_experts > 0, 0.0, 1.0)) if grid.reads_disk else routed])
     return add_costs([work, _all_reduce(model, rates, tokens, choices.weight_dtype, main)])
+
+
+def _disk_costs(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> dict[TaskKind, Cost]:
+    """Return the cost of reading an expert from disk, and of computing for the whole batch with it or those kept."""
+    batch = replace(shape, sequences=grid.batch_size)
+    one = operator_cost(
+        _experts(grid, model, batch, share=1.0 / model.num_experts), rates, str(grid.template.main_device)
+    )
+    reads = np.where(grid.disk_experts > 0, 1.0, 0.0)
+    return {
+        TaskKind.DISK_READ: _transfer(rates, "disk", float(disk_expert_bytes(grid.template, model))).times(reads),
+        TaskKind.KEPT_EXPERTS: one.times(reads * (model.num_experts - grid.disk_experts)),
+        TaskKind.DISK_EXPERTS: one.times(reads),
+    }
 
 
 def _experts(grid: PolicyGrid, model: ModelSpec, shape: PassShape, *, share: Reals) -> Operator:

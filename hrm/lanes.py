@@ -25,8 +25,10 @@ from hrm.workload import Workload
 
 __all__ = ["LaneWork", "PassCosts", "at_step", "contended", "lane_work", "pass_costs"]
 
-_LINKS = (Lane.H2D, Lane.D2H)
+_LINKS = (Lane.H2D, Lane.D2H, Lane.DISK)
 _PAGE_KINDS = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
+_OF_A_LAYER = (TaskKind.DISK_READ, TaskKind.KEPT_EXPERTS, TaskKind.DISK_EXPERTS)
+"""With experts on disk, what happens once for all micro-batches: once a layer, or once for each expert there."""
 _IN_TURN = (
     TaskKind.PRE_ATTENTION,
     TaskKind.QKV_OFFLOAD,
@@ -47,6 +49,7 @@ _LANE_OF = {
     TaskKind.EXPERT_UPLOAD: Lane.H2D,
     TaskKind.PAGE_COPY: Lane.H2D,
     TaskKind.PAGE_PIN: Lane.PIN,
+    TaskKind.DISK_READ: Lane.DISK,
 }
 
 _WITH_CONTEXT = (TaskKind.ATTENTION, TaskKind.KV_LOAD)
@@ -76,7 +79,7 @@ class PassCosts:
 
     def work_of(self, task: Task) -> Work:
         """Return what one task of the pass demands, for a grid of one policy."""
-        kind, is_last = task.kind, task.part == self.grid.num_micro_batches - 1 and task.kind not in _PAGE_KINDS
+        kind, is_last = task.kind, task.part == self.grid.num_micro_batches - 1
         head = self.last_head if is_last else self.full_head
         if kind is TaskKind.HEAD:
             cost = head
@@ -105,8 +108,10 @@ class PassCosts:
     @property
     def head_kind(self) -> TaskKind:
         """The kind of task that has the head to do."""
-        split = splits_experts(self.grid, self.model) and self.model.layer_kind(self.model.num_layers - 1).moe
-        return TaskKind.HEAD if split else TaskKind.POST_ATTENTION
+        later = splits_experts(self.grid, self.model) or self.grid.reads_disk
+        return (
+            TaskKind.HEAD if later and self.model.layer_kind(self.model.num_layers - 1).moe else TaskKind.POST_ATTENTION
+        )
 
     def lane_of(self, kind: TaskKind) -> Lane:
         """Return the lane on which a kind of task runs."""
@@ -283,9 +288,15 @@ def _summed_of(costs: PassCosts, kind: TaskKind) -> Cost:
         full = costs.full[layer][kind]
         if kind in _PAGE_KINDS:
             parts.append(full.times(count * grid.num_pages))
+        elif kind in _OF_A_LAYER:
+            parts.append(full.times(count * _times_in_a_layer(kind, grid)))
         else:
             parts.append(_over_batch(full, costs.last[layer][kind], grid.num_micro_batches - 1, count))
     return add_costs(parts)
+
+
+def _times_in_a_layer(kind: TaskKind, grid: PolicyGrid) -> Reals:
+    return 1.0 if kind is TaskKind.KEPT_EXPERTS else grid.disk_experts
 
 
 def _over_batch(full: Cost, last: Cost, whole: Reals, count: float) -> Cost:
@@ -305,6 +316,9 @@ def _chain_s(costs: PassCosts) -> Reals:
     for layer, count in costs.model.layer_kinds.items():
         here = costs.full[layer]
         one = one + count * sum(here[kind].seconds for kind in kinds if kind in here)
+        for kind in (TaskKind.KEPT_EXPERTS, TaskKind.DISK_EXPERTS):
+            if kind in here:
+                one = one + count * _times_in_a_layer(kind, costs.grid) * here[kind].seconds
     if costs.grid.template.schedule is ScheduleName.SERIAL and costs.phase is Phase.DECODE:
         one = np.maximum(one, sum(costs.summed[kind].seconds for kind in _IN_TURN if kind in costs.summed))
     return one

@@ -18,13 +18,15 @@ from hrm.records import record
 from hrm.schedule.task import IN_FLIGHT
 from hrm.units import NonNegativeInt, format_bytes
 from hrm.workload import Workload
-from hrm.workspace import experts_workspace_bytes, workspace_bytes
+from hrm.workspace import experts_workspace_bytes, gathered_expert_workspace_bytes, workspace_bytes
 
 __all__ = [
+    "DISK_BLOCK_BYTES",
     "DeviceLedger",
     "Ledger",
     "Shortage",
     "demand",
+    "disk_expert_bytes",
     "ledger",
     "page_bytes",
     "shortage",
@@ -32,6 +34,10 @@ __all__ = [
     "usable_bytes",
 ]
 
+DISK_BLOCK_BYTES = 4096
+"""Experts begin on disk, and are read, at multiples of this: what reads past the page cache ask for."""
+_SUM_BYTES = 4
+"""Experts are summed up in float32 at most."""
 _ROUTING_BYTES = 4 + 4
 """Bytes that say which expert a token goes to, and with what share."""
 
@@ -99,6 +105,13 @@ def page_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
     return streamed_layer_bytes(grid, model) / grid.num_pages
 
 
+def disk_expert_bytes(choices: Policy, model: ModelSpec) -> int:
+    """Bytes that an expert takes on disk, in a buffer, and of every read: its weights, rounded up to whole blocks."""
+    dtype = choices.expert_dtype or choices.weight_dtype
+    weights = model.expert_parameters * dtype.bytes_per_element
+    return math.ceil(weights / DISK_BLOCK_BYTES) * DISK_BLOCK_BYTES
+
+
 def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:
     """Add up what a policy holds, in bytes, at its peak.
 
@@ -125,7 +138,9 @@ def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, 
     kv_bytes = _kv_cache_bytes(grid, model, workload)
     on_cpu = model.num_moe_layers * _expert_bytes(grid, model) * (model.num_experts - grid.resident_experts)
     if choices.main_device is Processor.CPU:
-        return {"gpu": {}, "cpu": held | {"expert_weights": on_cpu, "kv_cache": kv_bytes}}
+        on_disk = model.num_moe_layers * _expert_bytes(grid, model) * grid.disk_experts
+        cpu = held | {"expert_weights": on_cpu - on_disk, "kv_cache": kv_bytes}
+        return {"gpu": {}, "cpu": _with_disk(cpu, grid, model, workload) if grid.reads_disk else cpu}
     streamed = streamed_layer_bytes(grid, model)
     loads = choices.schedule is ScheduleName.KV_TRANSFER
     splits = np.any(grid.experts_on_cpu(model))
@@ -145,6 +160,24 @@ def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, 
         "workspace": _cpu_experts_workspace_bytes(grid, model, workload) if splits else 0.0,
     }
     return {"gpu": gpu, "cpu": cpu}
+
+
+def _with_disk(held: dict[str, Reals], grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, Reals]:
+    """Add what experts on disk need in host memory, where a policy has some.
+
+    The ring of buffers; normed hidden states, routing and sums of all tokens of the batch, for an expert computes for
+    all of them at once; and the workspace of so many tokens.
+    """
+    tokens = workload.prompt_tokens(grid.batch_size)
+    row_bytes = model.hidden_size * (_activation_width(grid) + _SUM_BYTES) + model.experts_per_token * _ROUTING_BYTES
+    room = gathered_expert_workspace_bytes(tokens, model.hidden_size, model.intermediate_size)
+    buffers = grid.template.num_disk_buffers(model) * disk_expert_bytes(grid.template, model)
+    reads = grid.disk_experts > 0
+    return held | {
+        "page_buffers": np.where(reads, float(buffers), 0.0),
+        "activations": held["activations"] + np.where(reads, tokens * row_bytes, 0.0),
+        "workspace": np.where(reads, np.maximum(held["workspace"], room), held["workspace"]),
+    }
 
 
 def _split_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, Reals]:

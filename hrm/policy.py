@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from enum import StrEnum
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from hrm.arrays import Reals
 from hrm.dtypes import DType
@@ -16,6 +18,8 @@ from hrm.records import record
 from hrm.units import NonNegativeInt, PositiveInt, Share
 
 __all__ = ["Policy", "PolicyGrid", "Processor", "ScheduleName", "Staging"]
+
+_LAYER_SHARE_IN_BUFFERS = 4
 
 
 class Processor(StrEnum):
@@ -57,6 +61,9 @@ class Policy:
     in host memory: with `ffn_device` cpu they are computed there; with gpu the last `cpu_experts` of them are, and
     those between cross the link in `num_pages` equal pages, once per pass. All other operators run on the GPU unless
     both devices are the CPU. Of the KV cache, whole sequences stay on the GPU, up to the share `kv_on_gpu`.
+
+    Where everything runs on the CPU, the last `disk_experts` of each MoE layer lie on disk and are read once per pass,
+    one after the other, into a ring of `disk_buffers` buffers in host memory.
     """
 
     batch_size: PositiveInt
@@ -65,6 +72,7 @@ class Policy:
     ffn_device: Processor
     resident_experts: NonNegativeInt
     cpu_experts: NonNegativeInt = 0
+    disk_experts: NonNegativeInt = 0
     kv_on_gpu: Share
     schedule: ScheduleName
     weight_dtype: DType
@@ -73,6 +81,7 @@ class Policy:
     """Format of the routed experts where it differs from `weight_dtype`."""
     staging: Staging = Staging.PINNED
     pages_per_layer: PositiveInt | None = None
+    disk_buffers: Annotated[int, Ge(2)] | None = None
 
     @property
     def num_micro_batches(self) -> int:
@@ -107,6 +116,13 @@ class Policy:
         """Experts per MoE layer whose weights cross the link in each pass."""
         return model.num_experts - self.resident_experts - self.experts_on_cpu(model)
 
+    def num_disk_buffers(self, model: ModelSpec) -> int:
+        """Experts that the ring between disk and CPU has room for: a quarter of a layer's unless stated.
+
+        What is read ahead keeps the disk busy while the CPU attends.
+        """
+        return self.disk_buffers or max(2, model.num_experts // _LAYER_SHARE_IN_BUFFERS)
+
     def weights_on_gpu(self, model: ModelSpec) -> float:
         """r_w: fraction of expert weight bytes resident on the GPU."""
         return self.resident_experts / model.num_experts
@@ -136,6 +152,12 @@ class Policy:
             raise PolicyError(
                 f"cpu_experts {self.cpu_experts}: must be at most {limit} with ffn_device {self.ffn_device} and "
                 f"{self.resident_experts} experts resident (lower it)"
+            )
+        limit = model.num_experts if self.main_device is Processor.CPU else 0
+        if self.disk_experts > limit:
+            raise PolicyError(
+                f"disk_experts {self.disk_experts}: must be at most {limit}"
+                + (" where a GPU computes (experts on disk are the CPU's)" if not limit else " (lower it)")
             )
 
     def _check_schedule(self) -> None:
@@ -181,6 +203,7 @@ class PolicyGrid:
     resident_experts: Reals
     cpu_experts: Reals = 0.0
     kv_on_gpu: Reals = 0.0
+    disk_experts: Reals = 0.0
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyGrid:
@@ -192,7 +215,13 @@ class PolicyGrid:
             resident_experts=float(policy.resident_experts),
             cpu_experts=float(policy.cpu_experts),
             kv_on_gpu=policy.kv_on_gpu,
+            disk_experts=float(policy.disk_experts),
         )
+
+    @property
+    def reads_disk(self) -> bool:
+        """Whether any policy of the grid keeps experts on disk."""
+        return bool(np.any(self.disk_experts))
 
     @property
     def num_micro_batches(self) -> Reals:
@@ -230,6 +259,7 @@ class PolicyGrid:
             resident_experts=_entry(self.resident_experts, index),
             cpu_experts=_entry(self.cpu_experts, index),
             kv_on_gpu=float(np.ravel(self.kv_on_gpu)[index if np.ndim(self.kv_on_gpu) else 0]),
+            disk_experts=_entry(self.disk_experts, index),
         )
 
 

@@ -30,7 +30,7 @@ _MEMORY_TRAIT = {
 _CLASS_BY_NAME = {"cpu": DeviceClass.SERVER_CPU, "disk": DeviceClass.DISK}
 MATRIX_UNIT_FROM = 4.0
 """A 16-bit peak this many times float32's is a matrix unit's: vector units double it, AMX makes it sixteen times."""
-HOST_MEMORY_LANES = {Lane.CPU: 1.0, Lane.H2D: 1.0, Lane.D2H: 1.0, Lane.PIN: 2.0}
+HOST_MEMORY_LANES = {Lane.CPU: 1.0, Lane.H2D: 1.0, Lane.D2H: 1.0, Lane.PIN: 2.0, Lane.DISK: 1.0}
 """Lanes that move bytes of host memory, and bytes moved per byte of their work: a staging copy reads and writes."""
 
 

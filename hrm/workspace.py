@@ -17,6 +17,7 @@ __all__ = [
     "PIECE_ELEMENTS",
     "ROWS_AT_A_TIME",
     "experts_workspace_bytes",
+    "gathered_expert_workspace_bytes",
     "linear_workspace_bytes",
     "piece_rows",
     "workspace_bytes",
@@ -54,6 +55,16 @@ def experts_workspace_bytes(tokens: Reals, hidden: int, intermediate: int, num_e
     sums = _FLOAT32_BYTES * 2 * tokens * hidden
     widest: Reals = np.maximum(gathered + pieces, routing)
     return sums + widest + 8 * _ALIGNMENT_BYTES
+
+
+def gathered_expert_workspace_bytes(tokens: Reals, hidden: int, intermediate: int) -> Reals:
+    """Bound the workspace of one expert whose rows are gathered, widened, computed and added to a sum elsewhere."""
+    rows = np.minimum(tokens, ROWS_AT_A_TIME)
+    pieces = np.maximum(
+        linear_workspace_bytes(0, hidden, 2 * intermediate), linear_workspace_bytes(0, intermediate, hidden)
+    )
+    gathered: Reals = _FLOAT32_BYTES * rows * (3 * hidden + 2 * intermediate) + pieces + 8 * _ALIGNMENT_BYTES
+    return gathered
 
 
 def workspace_bytes(model: ModelSpec, tokens: Reals, sequences: Reals) -> Reals:

@@ -9,6 +9,7 @@ import numpy as np
 from hrm.policy import Policy, Processor
 from solver.pieces import Pieces
 from solver.problem import Problem
+from solver.room import resident_of
 
 __all__ = ["binding"]
 
@@ -22,13 +23,15 @@ def binding(problem: Problem, policy: Policy, pieces: Pieces, index: int) -> tup
     The policy is candidate `index` of the pieces. A memory binds where one more sequence, or one more resident expert
     per layer, does not fit in it.
     """
-    resident = np.full(pieces.size, float(policy.resident_experts))
+    resident = np.full(pieces.size, float(resident_of(problem, policy)))
     longest = pieces.bounds.at(resident)[:, :, index].argmax(axis=1)
     names = zip(pieces.pass_names, longest, strict=True)
     found = [f"{name}_{pieces.bound_names[bound]}" for name, bound in names if not name.startswith("last_")]
     grown = [replace(policy, batch_size=policy.batch_size + 1)]
     if policy.main_device is Processor.GPU and policy.streamed_experts(problem.model):
         grown.append(replace(policy, resident_experts=policy.resident_experts + 1))
+    if policy.disk_experts:
+        grown.append(replace(policy, disk_experts=policy.disk_experts - 1))
     shortages = (problem.short_of(one) for one in grown)
     found += dict.fromkeys(f"{short.device}_memory" for short in shortages if short is not None)
     sums = pieces.sums(resident)

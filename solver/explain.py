@@ -189,6 +189,9 @@ def _growths(problem: Problem, policy: Policy) -> Iterator[Growth]:
         on_cpu = min(policy.cpu_experts, problem.model.num_experts - resident)
         grown = replace(policy, resident_experts=resident, cpu_experts=on_cpu)
         yield Growth(step="one more expert of each layer on the GPU", short=problem.short_of(grown))
+    if policy.disk_experts:
+        grown = replace(policy, disk_experts=policy.disk_experts - 1)
+        yield Growth(step="one more expert of each layer in host memory", short=problem.short_of(grown))
 
 
 def prices(problem: Problem, best: Found) -> tuple[Price, ...]:

@@ -16,7 +16,7 @@ from hrm.predict import GridTimes, Prediction, Times, predict, predict_grid, wit
 from hrm.records import record
 from solver.pieces import select
 from solver.problem import Objective, Problem
-from solver.room import fits, most_resident
+from solver.room import fits, most_resident, with_resident
 from solver.space import SearchSpace
 
 __all__ = ["Best", "bind", "exhaustive", "make_plan", "objective_s", "within_limits"]
@@ -58,7 +58,7 @@ def _whole_policies(problem: Problem, grid: PolicyGrid) -> Iterator[tuple[NDArra
     resident = np.arange(len(places), dtype=np.float64) - np.repeat(np.cumsum(counts) - counts, counts)
     for first in range(0, len(places), POLICIES_AT_A_TIME):
         here = slice(first, first + POLICIES_AT_A_TIME)
-        some = replace(select(grid, places[here]), resident_experts=resident[here])
+        some = with_resident(select(grid, places[here]), resident[here])
         fitting = fits(problem, some)
         if fitting.any():
             yield places[here][fitting], select(some, fitting)

@@ -8,6 +8,7 @@ from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hrm.dtypes import DType
 from hrm.errors import InfeasibleError, SchemaError
@@ -21,10 +22,12 @@ from hrm.records import record
 from hrm.units import format_bytes, format_s
 from solver.pieces import Pieces, pieces_of
 from solver.problem import Problem
-from solver.room import WHOLE, memory_rows, most_resident, resident_range
-from solver.space import build_space, coarse_splits, placements, some_fit
+from solver.room import WHOLE, MemoryRow, fits_at_all, memory_rows, ranges, resident_range
+from solver.space import build_space, coarse_splits, placements
 
 __all__ = ["Infeasible", "NoPlanError", "Remedy", "missed_when_simulated", "no_plan"]
+
+Column = NDArray[np.float64]
 
 
 @record
@@ -85,14 +88,20 @@ def no_plan(problem: Problem) -> NoPlanError:
 
 def _fits(problem: Problem) -> bool:
     """Say whether one sequence fits, in any placement."""
-    return any(some_fit(problem, _one_sequence(problem, template)).any() for template in placements(problem))
+    return any(fits_at_all(problem, _one_sequence(problem, template)).any() for template in placements(problem))
 
 
 def _one_sequence(problem: Problem, template: Policy) -> PolicyGrid:
     split = coarse_splits(problem, template)
     one = np.ones_like(split)
-    grid = PolicyGrid.of(template)
-    return replace(grid, batch_size=one, micro_batch_size=one, resident_experts=0 * one, cpu_experts=split)
+    return replace(
+        PolicyGrid.of(template),
+        batch_size=one,
+        micro_batch_size=one,
+        resident_experts=0 * one,
+        cpu_experts=split,
+        disk_experts=template.disk_experts * one,
+    )
 
 
 def _least_shortage(problem: Problem) -> Shortage:
@@ -102,22 +111,29 @@ def _least_shortage(problem: Problem) -> Shortage:
 
 
 def _shortages(problem: Problem, grid: PolicyGrid) -> Iterator[Shortage]:
-    """Yield for each candidate the device that is shortest."""
-    rows, most = memory_rows(problem, grid), most_resident(problem, grid)
-    _, high = resident_range(tuple(row for row in rows if row.device == "gpu"), np.zeros_like(most), most)
-    resident = np.clip(np.floor(high + WHOLE), 0.0, most)
-    for place in range(len(most)):
-        yield max(
-            (
-                Shortage(
-                    device=row.device,
-                    needed_bytes=ceil(row.held.at(resident)[place]),
-                    usable_bytes=int(row.limit_bytes),
-                )
-                for row in rows
-            ),
-            key=lambda one: one.missing_bytes,
-        )
+    """Yield for each candidate and range of resident experts the device that is shortest."""
+    for least, most in ranges(problem, grid):
+        rows = memory_rows(problem, grid, least, most)
+        resident = _resident_at_best(rows, least, most)
+        for place in range(len(most)):
+            yield max(
+                (
+                    Shortage(
+                        device=row.device,
+                        needed_bytes=ceil(row.held.at(resident)[place]),
+                        usable_bytes=int(row.limit_bytes),
+                    )
+                    for row in rows
+                ),
+                key=lambda one: one.missing_bytes,
+            )
+
+
+def _resident_at_best(rows: tuple[MemoryRow, ...], least: Column, most: Column) -> Column:
+    """Return as many resident experts as fit on the GPU; without one as few as there may be, the others on disk."""
+    on_gpu = tuple(row for row in rows if row.device == "gpu")
+    _, high = resident_range(on_gpu, least, most if on_gpu else least)
+    return np.clip(np.floor(high + WHOLE), least, np.maximum(least, most))
 
 
 def _memory_remedies(problem: Problem) -> Iterator[Remedy]:

@@ -1,8 +1,8 @@
 """How long passes last, as the largest of affine pieces: for each candidate, affine in its resident experts per layer.
 
 A pass lasts as long as its busiest lane, its chain, or a rate that lanes share, whichever is longest (`hrm.lanes`).
-With devices, N, mu and the split fixed, more resident experts only take bytes off the link: each bound is affine in
-their number. The coefficients are not formulas of their own: the predicting core is evaluated at two numbers.
+With devices, N, mu and the split fixed, more resident experts only take bytes off the link, or the disk: each bound is
+affine in their number. The coefficients are not formulas of their own: the predicting core is evaluated at two numbers.
 One jump is real: once nothing is streamed no copy is started, and its latency is gone. That is a candidate of its own.
 """
 
@@ -17,11 +17,11 @@ from hrm.arrays import Reals
 from hrm.estimate import Fidelity
 from hrm.lanes import LaneWork
 from hrm.passes import JobPass, job_passes
-from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.policy import Policy, PolicyGrid
 from hrm.records import record
 from hrm.schedule.task import Phase
 from solver.problem import Objective, Problem
-from solver.room import WHOLE, Affine, MemoryRow, memory_rows, most_resident, resident_range
+from solver.room import WHOLE, Affine, MemoryRow, memory_rows, ranges, resident_range, with_resident
 
 __all__ = ["Pieces", "bounds_by_name", "pieces_of", "select"]
 
@@ -70,12 +70,15 @@ class Pieces:
 
     def policy(self, index: int, resident: int) -> Policy:
         """Return a candidate with so many experts resident."""
-        return replace(self.grid.take(index), resident_experts=resident)
+        policy = self.grid.take(index)
+        if policy.disk_experts:
+            return replace(policy, disk_experts=policy.disk_experts - resident)
+        return replace(policy, resident_experts=resident)
 
 
 def select(grid: PolicyGrid, kept: NDArray[np.bool_] | NDArray[np.int64]) -> PolicyGrid:
     """Return some of a grid's candidates."""
-    names = ("batch_size", "micro_batch_size", "resident_experts", "cpu_experts", "kv_on_gpu")
+    names = ("batch_size", "micro_batch_size", "resident_experts", "cpu_experts", "kv_on_gpu", "disk_experts")
     return replace(grid, **{name: getattr(grid, name)[kept] for name in names})
 
 
@@ -84,13 +87,10 @@ def pieces_of(problem: Problem, grid: PolicyGrid, fidelity: Fidelity = Fidelity.
 
     Each candidate stands for two, the second of which streams nothing.
     """
-    all_of_them = most_resident(problem, grid)
-    ends = [(np.zeros_like(all_of_them), all_of_them)]
-    if grid.template.main_device is Processor.GPU:
-        ends = [(np.zeros_like(all_of_them), all_of_them - 1.0), (all_of_them, all_of_them)]
+    ends = ranges(problem, grid)
     least, most = (np.concatenate(column) for column in zip(*ends, strict=True))
-    grid = select(grid, np.tile(np.arange(len(all_of_them)), len(ends)))
-    rows = memory_rows(problem, grid)
+    grid = select(grid, np.tile(np.arange(np.size(grid.batch_size)), len(ends)))
+    rows = memory_rows(problem, grid, least, most)
     low, high = resident_range(rows, least, most)
     kept = low <= high
     grid, least, most, low, high = select(grid, kept), least[kept], most[kept], low[kept], high[kept]
@@ -120,7 +120,7 @@ def _bounds(
     """Evaluate the core at two numbers of resident experts at once, and draw a line through each pair of values."""
     first, second = ends
     count = len(first)
-    both = replace(select(grid, np.tile(np.arange(count), 2)), resident_experts=np.concatenate(ends))
+    both = with_resident(select(grid, np.tile(np.arange(count), 2)), np.concatenate(ends))
     passes = job_passes(both, problem.model, problem.hardware, problem.workload, fidelity)
     named = [bounds_by_name(one.work) for one in passes]
     names = tuple(dict.fromkeys(name for bounds in named for name in bounds))

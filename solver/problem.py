@@ -94,6 +94,11 @@ class Problem:
         )
 
     @property
+    def reads_disk(self) -> bool:
+        """Whether experts may lie on disk: where everything runs on the CPU of a machine that has one."""
+        return "disk" in self.hardware.levels
+
+    @property
     def time_limits_s(self) -> dict[str, float]:
         """The limits on time that are set, by name."""
         return self.limits.time_s

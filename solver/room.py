@@ -1,4 +1,8 @@
-"""How many experts memory has room for: what each device holds is affine in the resident experts per layer."""
+"""How many experts memory has room for: what each device holds is affine in the resident experts per layer.
+
+Resident is what lies in the memory of the main device: on the GPU where there is one, the others being in host memory;
+else in host memory, the others being on disk. It is the one number that a candidate leaves open.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,23 @@ from numpy.typing import NDArray
 
 from hrm.arrays import Reals
 from hrm.memory import DeviceLedger, demand, usable_bytes
-from hrm.policy import PolicyGrid, Processor
+from hrm.policy import Policy, PolicyGrid, Processor
 from hrm.records import record
 from solver.problem import Problem
 
-__all__ = ["WHOLE", "Affine", "MemoryRow", "fits", "memory_rows", "most_resident", "resident_range"]
+__all__ = [
+    "WHOLE",
+    "Affine",
+    "MemoryRow",
+    "fits",
+    "fits_at_all",
+    "memory_rows",
+    "most_resident",
+    "ranges",
+    "resident_of",
+    "resident_range",
+    "with_resident",
+]
 
 WHOLE = 1e-9
 """Rounding: a number this close to a whole one is taken for it."""
@@ -44,18 +60,50 @@ class MemoryRow:
     limit_bytes: float
 
 
-def memory_rows(problem: Problem, grid: PolicyGrid) -> tuple[MemoryRow, ...]:
-    """Return the bytes of a grid's candidates, device by device."""
-    none, one = (
-        demand(replace(grid, resident_experts=np.full_like(grid.batch_size, count)), problem.model, problem.workload)
-        for count in (0.0, 1.0)
-    )
+def with_resident(grid: PolicyGrid, resident: Column) -> PolicyGrid:
+    """Return a grid's candidates, which leave the number open (all on disk, or none on the GPU), with so many."""
+    if grid.reads_disk:
+        return replace(grid, disk_experts=grid.disk_experts - resident)
+    return replace(grid, resident_experts=resident)
+
+
+def resident_of(problem: Problem, policy: Policy) -> int:
+    """Return a policy's resident experts, counted as its candidate counts them."""
+    beside_disk = policy.main_device is Processor.CPU and problem.reads_disk
+    return problem.model.num_experts - policy.disk_experts if beside_disk else policy.resident_experts
+
+
+def ranges(problem: Problem, grid: PolicyGrid) -> list[tuple[Column, Column]]:
+    """Return the ranges of resident experts, least and most, over which time and memory are affine.
+
+    Once all are resident nothing is streamed: buffers and latencies are gone, and that is a range of its own.
+    """
+    none, all_of_them = np.zeros_like(grid.batch_size), most_resident(problem, grid)
+    streams = grid.template.main_device is Processor.GPU or grid.reads_disk
+    return [(none, all_of_them - 1.0), (all_of_them, all_of_them)] if streams else [(none, all_of_them)]
+
+
+def memory_rows(problem: Problem, grid: PolicyGrid, least: Column, most: Column) -> tuple[MemoryRow, ...]:
+    """Return the bytes of a grid's candidates, device by device, affine from `least` to `most` resident experts."""
+    ends = (least, np.maximum(least, most))
+    fewest, all_of_them = (demand(with_resident(grid, end), problem.model, problem.workload) for end in ends)
+    apart = ends[1] - ends[0]
     rows = []
     for device in _devices(grid):
-        base, more = (_total(classes[device], grid) for classes in (none, one))
-        held = Affine(intercept=base, slope=more - base)
+        base, more = (_total(classes[device], grid) for classes in (fewest, all_of_them))
+        slope = (more - base) / np.where(apart == 0.0, 1.0, apart)
+        held = Affine(intercept=base - slope * least, slope=slope)
         rows.append(MemoryRow(device=device, held=held, limit_bytes=_limit_bytes(problem, device)))
     return tuple(rows)
+
+
+def fits_at_all(problem: Problem, grid: PolicyGrid) -> NDArray[np.bool_]:
+    """Say of a grid's candidates whether some number of resident experts fits."""
+    fitting = np.zeros(np.shape(grid.batch_size), dtype=bool)
+    for least, most in ranges(problem, grid):
+        low, high = resident_range(memory_rows(problem, grid, least, most), least, most)
+        fitting |= np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
+    return fitting
 
 
 def resident_range(rows: tuple[MemoryRow, ...], least: Column, most: Column) -> tuple[Column, Column]:
@@ -71,9 +119,9 @@ def resident_range(rows: tuple[MemoryRow, ...], least: Column, most: Column) -> 
 
 
 def most_resident(problem: Problem, grid: PolicyGrid) -> Column:
-    """Return the experts per layer that a grid's candidates could keep on the GPU, whatever its memory."""
+    """Return the experts per layer that a grid's candidates could keep resident, whatever the memory."""
     if grid.template.main_device is Processor.CPU:
-        return np.zeros_like(grid.batch_size)
+        return grid.disk_experts + np.zeros_like(grid.batch_size)
     return problem.model.num_experts - grid.cpu_experts + np.zeros_like(grid.batch_size)
 
 

@@ -28,6 +28,7 @@ from solver.infeasible import missed_when_simulated, no_plan
 from solver.pieces import Pieces, pieces_of, select
 from solver.problem import Objective, Problem
 from solver.pruning import promising
+from solver.room import resident_of
 from solver.space import SearchSpace, build_space, refined, single
 
 __all__ = ["Explored", "Method", "Ranked", "distinct", "explore", "search", "solve"]
@@ -254,21 +255,28 @@ def _differ(one: Policy, other: Policy) -> bool:
 
 def _placement(policy: Policy) -> Policy:
     """Return the policy without its numbers."""
-    return replace(policy, batch_size=1, micro_batch_size=1, resident_experts=0, cpu_experts=min(policy.cpu_experts, 1))
+    return replace(
+        policy,
+        batch_size=1,
+        micro_batch_size=1,
+        resident_experts=0,
+        cpu_experts=min(policy.cpu_experts, 1),
+        disk_experts=min(policy.disk_experts, 1),
+    )
 
 
-def _complexity(policy: Policy) -> tuple[bool, bool, int, int]:
+def _complexity(policy: Policy) -> tuple[bool, bool, bool, int, int]:
     """Order policies from simple to complex: one device before two, then few micro-batches."""
     on_gpu = policy.main_device is Processor.GPU
-    return on_gpu, policy.cpu_experts > 0, policy.num_micro_batches, policy.batch_size
+    return on_gpu, policy.cpu_experts > 0, policy.disk_experts > 0, policy.num_micro_batches, policy.batch_size
 
 
 def _by_grid(problem: Problem, explored: Explored, found: Search) -> tuple[Candidate, Search]:
     """Return the optimum of the oracle, as the one candidate of a grid of its own."""
     proved = exhaustive(problem, explored.space)
     assert proved is not None
-    pieces = pieces_of(problem, single(proved.policy))
-    resident = proved.policy.resident_experts
+    pieces = pieces_of(problem, single(problem, proved.policy))
+    resident = resident_of(problem, proved.policy)
     place = int(np.argmax((pieces.least <= resident) & (resident <= pieces.most)))
     best = Candidate(policy=proved.policy, pieces=pieces, place=place)
     return best, replace(found, feasible=proved.feasible, bound=_shown(problem, proved.objective_s))

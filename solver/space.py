@@ -17,9 +17,9 @@ from hrm.dtypes import DType
 from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
 from hrm.records import record
 from solver.problem import Problem
-from solver.room import WHOLE, memory_rows, most_resident, resident_range
+from solver.room import fits_at_all
 
-__all__ = ["SearchSpace", "build_space", "coarse_splits", "placements", "refined", "single", "some_fit"]
+__all__ = ["SearchSpace", "build_space", "coarse_splits", "placements", "refined", "single"]
 
 BATCH_STEP, WIDE_BATCH_STEP = 1.3, 2.0
 """Ratio of neighbouring candidates of N and of the number of micro-batches, and where experts or the cache are divided
@@ -64,7 +64,8 @@ def refined(problem: Problem, policy: Policy, radius: float) -> PolicyGrid:
     near = np.arange(-REFINED_PARTS, REFINED_PARTS + 1.0)
     equal, odd = _equal_parts(batches, policy.num_micro_batches + near), _pairs(batches, policy.micro_batch_size + near)
     split = _nearby_splits(problem, policy, radius) if policy.cpu_experts else np.zeros(1)
-    return _grid(policy, np.concatenate([equal, odd], axis=1), split, _nearby_shares(policy, radius))
+    template = replace(policy, disk_experts=_most_on_disk(problem, policy.main_device))
+    return _grid(template, np.concatenate([equal, odd], axis=1), split, _nearby_shares(policy, radius))
 
 
 def _nearby_shares(policy: Policy, radius: float) -> Column:
@@ -83,8 +84,9 @@ def _nearby_splits(problem: Problem, policy: Policy, radius: float) -> Column:
     return split[(split > 0) & (split <= experts)]
 
 
-def single(policy: Policy) -> PolicyGrid:
+def single(problem: Problem, policy: Policy) -> PolicyGrid:
     """Return the grid of one candidate, a policy whose resident experts are left open."""
+    policy = replace(policy, disk_experts=_most_on_disk(problem, policy.main_device))
     sizes = np.array([[policy.batch_size], [policy.micro_batch_size]], dtype=np.float64)
     return _grid(policy, sizes, np.array([float(policy.cpu_experts)]), np.array([policy.kv_on_gpu]))
 
@@ -93,6 +95,7 @@ def placements(problem: Problem) -> Iterator[Policy]:
     """Yield a template for each way in which formats may be chosen and the schedules place attention and experts.
 
     Where the CPU computes experts beside the GPU, it has one in the template; either they are divided or the cache is.
+    Where experts may lie on disk, all do.
     """
     for weights, experts in _weight_formats(problem):
         for kv in dict.fromkeys((problem.kv_dtype, *problem.more_kv_dtypes)):
@@ -107,6 +110,7 @@ def placements(problem: Problem) -> Iterator[Policy]:
                         ffn_device=ffn,
                         resident_experts=0,
                         cpu_experts=cpu_experts,
+                        disk_experts=_most_on_disk(problem, ffn),
                         kv_on_gpu=1.0 if in_gpu_memory else 0.0,
                         schedule=schedule,
                         weight_dtype=weights,
@@ -114,6 +118,10 @@ def placements(problem: Problem) -> Iterator[Policy]:
                         kv_dtype=kv,
                         staging=problem.staging,
                     )
+
+
+def _most_on_disk(problem: Problem, main_device: Processor) -> int:
+    return problem.model.num_experts if problem.reads_disk and main_device is Processor.CPU else 0
 
 
 def _weight_formats(problem: Problem) -> Iterator[tuple[DType, DType | None]]:
@@ -173,6 +181,7 @@ def _grid(template: Policy, sizes: Column, split: Column, shares: Column) -> Pol
         resident_experts=np.zeros_like(batch),
         cpu_experts=on_cpu,
         kv_on_gpu=share,
+        disk_experts=np.full_like(batch, template.disk_experts),
     )
 
 
@@ -226,13 +235,5 @@ def _fits_at_all(problem: Problem, placement: Policy, batches: Column) -> NDArra
     split = coarse_splits(problem, placement)
     batch, on_cpu = np.repeat(batches, len(split)), np.tile(split, len(batches))
     grid = replace(PolicyGrid.of(placement), batch_size=batch, micro_batch_size=np.ones_like(batch), cpu_experts=on_cpu)
-    fitting: NDArray[np.bool_] = np.any(some_fit(problem, grid).reshape(len(batches), -1), axis=1)
-    return fitting
-
-
-def some_fit(problem: Problem, grid: PolicyGrid) -> NDArray[np.bool_]:
-    """Say of a grid's candidates whether some number of resident experts fits."""
-    rows, none = memory_rows(problem, grid), np.zeros_like(grid.batch_size)
-    low, high = resident_range(rows, none, most_resident(problem, grid))
-    fitting: NDArray[np.bool_] = np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
+    fitting: NDArray[np.bool_] = np.any(fits_at_all(problem, grid).reshape(len(batches), -1), axis=1)
     return fitting

@@ -53,13 +53,20 @@ def level(compute_flop_per_s, read_bytes_per_s, capacity_bytes=GIB, launch_s=0.0
 
 
 def machine(cpu=None, gpu=None, link_bytes_per_s=1e8, latency_s=0.0, contention=None):
-    """A machine with a GPU; `cpu_only` drops it."""
+    """A machine with a GPU; `cpu_only` drops it, `with_disk` adds a disk."""
     links = {
         "h2d": Link(source="cpu", target="gpu", bytes_per_s=rate(link_bytes_per_s), latency_s=latency_s),
         "d2h": Link(source="gpu", target="cpu", bytes_per_s=rate(link_bytes_per_s), latency_s=latency_s),
     }
     levels = {"cpu": cpu or level(1e9, 1e9), "gpu": gpu or level(1e10, 1e10)}
     return HardwareProfile(name="made up", levels=levels, links=links, contention=contention or {})
+
+
+def with_disk(hardware, bytes_per_s=1e8, latency_s=0.0):
+    """The machine with a disk that reads so fast."""
+    disk = replace(level(1.0, bytes_per_s), compute_flop_per_s={}, launch_s=None)
+    link = Link(source="disk", target="cpu", bytes_per_s=rate(bytes_per_s), latency_s=latency_s)
+    return replace(hardware, levels=hardware.levels | {"disk": disk}, links=hardware.links | {"disk": link})
 
 
 def with_level(hardware, name, **changes):
@@ -72,7 +79,7 @@ def with_link(hardware, name, **changes):
 
 def unshared(hardware):
     """The machine with lanes that get in each other's way nowhere: what they share, none of them draws on."""
-    nothing = SharedRate(bytes_per_s=rate(1.0), drawn_by={"disk": 1.0})
+    nothing = SharedRate(bytes_per_s=rate(1.0), drawn_by={"disk": 0.0})
     return replace(hardware, shared={"nothing": nothing}, contention={})
 
 
@@ -128,13 +135,14 @@ def models(draw):
 @st.composite
 def machines(draw, contended=True):
     shares = st.dictionaries(st.sampled_from(["cpu", "gpu", "h2d", "d2h"]), st.floats(0.3, 1.0))
-    return machine(
+    made = machine(
         cpu=level(draw(powers(7, 10)), draw(powers(7, 10)), launch_s=draw(st.floats(0, 1e-5))),
         gpu=level(draw(powers(8, 12)), draw(powers(8, 11)), launch_s=draw(st.floats(0, 1e-5))),
         link_bytes_per_s=draw(powers(6, 10)),
         latency_s=draw(st.floats(0, 1e-5)),
         contention=draw(shares) if contended else {},
     )
+    return with_disk(made, bytes_per_s=draw(powers(6, 10)), latency_s=draw(st.floats(0, 1e-5)))
 
 
 @st.composite
@@ -222,7 +230,7 @@ def any_levels(draw, classes):
 
 CPU_CLASSES = (DeviceClass.SERVER_CPU, DeviceClass.DESKTOP_CPU)
 GPU_CLASSES = (DeviceClass.DATACENTER_GPU, DeviceClass.INFERENCE_GPU, DeviceClass.CONSUMER_GPU)
-_DRAWN = st.dictionaries(st.sampled_from(["cpu", "gpu", "h2d", "d2h", "pin"]), st.floats(0, 2), min_size=1)
+_DRAWN = st.dictionaries(st.sampled_from(["cpu", "gpu", "h2d", "d2h", "pin", "disk"]), st.floats(0, 2), min_size=1)
 
 
 @st.composite
@@ -232,13 +240,14 @@ def any_machines(draw):
     up, down = Link(source="cpu", target="gpu", bytes_per_s=draw(any_rates(6, 10)), **link), draw(any_rates(6, 10))
     shared = st.builds(SharedRate, bytes_per_s=any_rates(7, 11), drawn_by=_DRAWN)
     lanes = st.sampled_from(["cpu", "gpu", "h2d", "d2h"])
-    return HardwareProfile(
+    made = HardwareProfile(
         name="made up",
         levels={"cpu": draw(any_levels(CPU_CLASSES)), "gpu": draw(any_levels(GPU_CLASSES))},
         links={"h2d": up, "d2h": Link(source="gpu", target="cpu", bytes_per_s=down, **link)},
         contention=draw(st.dictionaries(lanes, st.floats(0.3, 1.0))),
         shared=draw(st.dictionaries(st.sampled_from(["dram", "bus"]), shared)),
     )
+    return with_disk(made, bytes_per_s=draw(powers(6, 10)), latency_s=draw(st.floats(0, 1e-4)))
 
 
 @st.composite
@@ -257,6 +266,8 @@ def any_policies(draw, num_experts=4, max_batch=9):
         "pages_per_layer": draw(st.none() | st.integers(1, 4)),
     }
     if schedule is ScheduleName.HOST:
+        changes["disk_experts"] = draw(st.integers(0, num_experts))
+        changes["disk_buffers"] = draw(st.none() | st.integers(2, 9))
         return policy(Processor.CPU, Processor.CPU, **changes)
     changes["resident_experts"] = resident = draw(st.integers(0, num_experts))
     attention = draw(st.sampled_from(ATTENTION_OF[schedule]))

@@ -33,5 +33,6 @@ def grids(draw, num_experts=4, max_batch=9):
         micro_batch_size=drawn(1, batch),
         resident_experts=resident,
         cpu_experts=drawn(1, num_experts - resident) if template.cpu_experts else 0.0,
+        disk_experts=drawn(0, [num_experts] * entries) if template.disk_experts else 0.0,
         kv_on_gpu=np.array(shares) if template.schedule is ScheduleName.KV_TRANSFER else template.kv_on_gpu,
     )

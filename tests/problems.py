@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from hrm.dtypes import DType
-from hrm.policy import PolicyGrid, ScheduleName
+from hrm.policy import ScheduleName
 from solver.grid import exhaustive, objective_s, within_limits
 from solver.problem import Objective, Problem
 from solver.search import solve
@@ -29,6 +29,8 @@ def problems(draw, largest_job=4):
     """Problems of any model on any machine, most with too little memory for everything, of one or two schedules."""
     spec = draw(st.integers(1, 4).flatmap(any_models))
     hardware = draw(any_machines())
+    if draw(st.booleans()):
+        hardware = replace(hardware, levels={name: one for name, one in hardware.levels.items() if name != "disk"})
     for name in hardware.levels:
         size = int(draw(powers(4.3, 5.7)))
         hardware = with_level(hardware, name, capacity_bytes=size, usable_bytes=size)
@@ -60,11 +62,15 @@ def everything(asked, space):
     for grid in space.grids:
         for place in range(grid.batch_size.size):
             candidate = grid.take(place)
-            for resident in range(asked.model.num_experts + 1):
-                whole = replace(candidate, resident_experts=resident)
-                runs = resident <= asked.model.num_experts - candidate.cpu_experts
-                runs &= resident == 0 or PolicyGrid.of(whole).template.schedule is not ScheduleName.HOST
-                if runs and asked.short_of(whole) is None:
+            if candidate.disk_experts:
+                on_disk = range(asked.model.num_experts + 1)
+                wholes = [replace(candidate, disk_experts=count) for count in on_disk]
+            else:
+                most = asked.model.num_experts - candidate.cpu_experts
+                on_gpu = range(1 if candidate.schedule is ScheduleName.HOST else most + 1)
+                wholes = [replace(candidate, resident_experts=count) for count in on_gpu]
+            for whole in wholes:
+                if asked.short_of(whole) is None:
                     yield whole
 
 

@@ -69,7 +69,13 @@ def policies(draw, schedules=tuple(ScheduleName), max_micro_batches=6):
     schedule = draw(st.sampled_from(schedules))
     micro_batches, micro_batch = draw(st.integers(1, max_micro_batches)), draw(st.integers(1, 2))
     if schedule is ScheduleName.HOST:
-        return tiny_policy(schedule, batch_size=micro_batches * micro_batch, micro_batch_size=micro_batch)
+        return tiny_policy(
+            schedule,
+            batch_size=micro_batches * micro_batch,
+            micro_batch_size=micro_batch,
+            disk_experts=draw(st.integers(0, NUM_EXPERTS)),
+            disk_buffers=draw(st.none() | st.integers(2, 9)),
+        )
     changes: dict[str, Any] = {}
     if schedule in (ScheduleName.CGOPIPE, ScheduleName.UNPAGED):
         changes["attention_device"] = draw(st.sampled_from(Processor))

@@ -45,6 +45,22 @@ def test_padding_and_staging_and_skew_cost_what_they_cost(predict):
     assert (plain["routing"], skewed["routing"]) == ("uniform", "skewed (Zipf exponent 1.2)")
 
 
+def test_experts_on_disk_are_read_once_per_pass(predict):
+    on_laptop = ["--model", "mixtral-8x7b", "--hardware", "laptop-ryzen-7840hs-rtx4060", "--weight-dtype", "int4"]
+    on_cpu = ["--attention-device", "cpu", "--ffn-device", "cpu", "--batch-size", "8", "--fidelity", "roof"]
+    none, half, every = (predict(*on_laptop, *on_cpu, "--experts-on-disk", share)[1] for share in ("0", "0.5", "1"))
+
+    assert (none["policy"]["experts_on_disk"], half["policy"]["experts_on_disk"]) == (0.0, 0.5)
+    assert half["bottleneck"]["decode"] | {"busy": {}} == {
+        "lane": "disk",
+        "bound": "cross-level",
+        "limit": "lane",
+        "busy": {},
+    }
+    assert every["decode_s"] == pytest.approx(2 * half["decode_s"])
+    assert none["memory"]["cpu"]["expert_weights"] == 2 * half["memory"]["cpu"]["expert_weights"]
+
+
 def test_experts_on_the_cpu(predict):
     """Batch 1, attention on the GPU: the experts that do not fit there are computed where they lie."""
     devices = ["--attention-device", "gpu", "--ffn-device", "cpu", "--weights-on-gpu", "0.25", "--batch-size", "1"]

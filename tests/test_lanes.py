@@ -104,7 +104,7 @@ def test_the_bound_of_a_pass_is_no_less_than_each_of_its_parts(chosen, spec, har
 def test_the_chain_is_the_busy_time_of_what_one_micro_batch_goes_through(chosen, spec, hardware, job, phase):
     """With one micro-batch nothing of it overlaps: only pages, D1 without attention, and the other half of experts."""
     work = work_of(chosen, spec, unshared(hardware), job, phase)
-    beside = {TaskKind.PAGE_COPY, TaskKind.PAGE_PIN, TaskKind.KV_LOAD, TaskKind.GPU_EXPERTS}
+    beside = {TaskKind.PAGE_COPY, TaskKind.PAGE_PIN, TaskKind.KV_LOAD, TaskKind.GPU_EXPERTS, TaskKind.DISK_READ}
     if chosen.attention_device is chosen.main_device or phase is Phase.PREFILL:
         beside.add(TaskKind.QKV_OFFLOAD)
     chained = sum(seconds for kind, seconds in work.by_kind.items() if kind not in beside)

@@ -74,7 +74,9 @@ def test_every_expert_lies_somewhere_exactly_once(chosen, spec, job):
     width = (chosen.expert_dtype or chosen.weight_dtype).bytes_per_element
     everything = spec.num_moe_layers * spec.num_experts * spec.expert_parameters * width
 
-    assert held.gpu.expert_weights + held.cpu.expert_weights == pytest.approx(everything, abs=2)
+    on_disk = everything * chosen.disk_experts / spec.num_experts
+
+    assert held.gpu.expert_weights + held.cpu.expert_weights + on_disk == pytest.approx(everything, abs=2)
     assert page_bytes(grid, spec) * chosen.num_pages == pytest.approx(streamed_layer_bytes(grid, spec))
 
 
@@ -118,6 +120,18 @@ def test_keeping_an_expert_takes_its_bytes_from_the_host_and_never_more_link_byt
         after.gpu.expert_weights - before.gpu.expert_weights, abs=2
     )
     assert streamed[1] <= streamed[0]
+
+
+def test_an_expert_on_disk_takes_its_bytes_from_host_memory_for_a_ring_that_stays():
+    spec = model(hidden_size=64, intermediate_size=256, num_experts=8)
+    held = [
+        ledger(policy(Processor.CPU, Processor.CPU, disk_experts=count), spec, workload()).cpu for count in (0, 1, 8)
+    ]
+    expert = spec.expert_parameters * 4
+
+    assert [one.expert_weights for one in held] == [2 * kept * expert for kept in (8, 7, 0)]
+    assert [one.page_buffers for one in held] == [0, 2 * expert, 2 * expert]
+    assert held[0].activations < held[1].activations == held[2].activations
 
 
 def test_experts_on_the_cpu_need_room_there_and_no_page_buffers():

@@ -87,7 +87,7 @@ def test_every_byte_of_the_file_is_asked_for_in_turn(folder, monkeypatch):
 
         monkeypatch.setattr(os, "preadv", preadv)
         reader = disk.DirectReader(reading, 16 * MIB)
-        reader._read([mmap.mmap(-1, 4 * MIB) for _ in range(2)], 6)
+        reader.read([mmap.mmap(-1, 4 * MIB) for _ in range(2)], 6)
 
     assert sorted(asked) == sorted([at * 4 * MIB for at in (0, 1, 2, 3, 0, 1)])
 

@@ -14,6 +14,7 @@ from solver.breakpoints import relaxed_optima, whole_optima
 from solver.grid import objective_s, within_limits
 from solver.milp import solve_milp
 from solver.pieces import pieces_of, select
+from solver.room import resident_of, with_resident
 from solver.space import build_space, single
 from tests.machines import level, machine
 from tests.problems import predicted_all, problem, problems, with_limits
@@ -27,8 +28,7 @@ def close(value):
 
 
 def times_of(asked, policy):
-    times = predict_grid(single(policy), asked.model, asked.hardware, asked.workload, Fidelity.CEILING)
-    grid = replace(single(policy), resident_experts=np.array([float(policy.resident_experts)]))
+    grid = with_resident(single(asked, policy), np.array([float(resident_of(asked, policy))]))
     times = predict_grid(grid, asked.model, asked.hardware, asked.workload, Fidelity.CEILING)
     return replace(
         times,

@@ -11,6 +11,7 @@ from hrm.passes import job_passes
 from hrm.predict import predict_grid
 from solver.grid import objective_s
 from solver.pieces import bounds_by_name, pieces_of
+from solver.room import with_resident
 from solver.space import build_space
 from tests.machines import unshared
 from tests.problems import problems
@@ -18,7 +19,7 @@ from tests.problems import problems
 
 def core_bounds(asked, pieces, resident):
     """What the core says of each bound of each pass, as the pieces lay them out."""
-    grid = replace(pieces.grid, resident_experts=resident)
+    grid = with_resident(pieces.grid, resident)
     passes = job_passes(grid, asked.model, asked.hardware, asked.workload, Fidelity.CEILING)
     found = np.zeros_like(pieces.bounds.intercept)
     for place, one in enumerate(passes):
@@ -73,7 +74,7 @@ def test_the_objective_is_what_is_predicted(asked):
         fewest, most = pieces.whole
         if np.any(fewest <= most):
             resident = np.clip(most, pieces.least, pieces.most)
-            whole = replace(pieces.grid, resident_experts=resident)
+            whole = with_resident(pieces.grid, resident)
             times = predict_grid(whole, asked.model, asked.hardware, asked.workload, Fidelity.CEILING)
             expected = np.broadcast_to(objective_s(asked, times), resident.shape)
             assert pieces.sums(resident)["objective"] == pytest.approx(expected, rel=1e-9)

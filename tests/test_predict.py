@@ -32,6 +32,7 @@ from tests.machines import (
     policy,
     powers,
     unshared,
+    with_disk,
     with_level,
     with_link,
     workload,
@@ -153,7 +154,7 @@ def test_thousands_of_policies_are_predicted_in_one_call(model_name, fidelity):
 def balanced_machines(draw):
     """Machines none of whose parts is so slow that nothing else matters."""
     cpu, gpu = (level(draw(powers(8, 10)), draw(powers(8, 10))) for _ in range(2))
-    return machine(cpu, gpu, link_bytes_per_s=draw(powers(7, 9)))
+    return with_disk(machine(cpu, gpu, link_bytes_per_s=draw(powers(7, 9))), bytes_per_s=draw(powers(7, 9)))
 
 
 def passes_of(chosen, spec, hardware, job):

@@ -116,6 +116,7 @@ def solve(
     from hrm.hardware import load_profile
     from hrm.model_config import load_model
     from hrm.report import progress, show_json
+    from solver.disk_turn import disk_turn
     from solver.infeasible import NoPlanError
     from solver.search import Method
     from solver.search import solve as search
@@ -138,7 +139,7 @@ def solve(
         if json:
             show_json(error.document())
         raise
-    deliver(plan, output, json=json)
+    deliver(plan, output, json=json, disk_turn=disk_turn(problem, plan.policy))
 
 
 def _narrowed(problem: Problem, limits: _LimitOptions, space: _SpaceOptions) -> Problem:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hrm.model import ModelSpec
     from hrm.plan import Plan
     from hrm.workload import Workload
+    from solver.disk_turn import DiskTurn
     from solver.problem import Problem
 
 __all__ = ["deliver", "pose", "problem_of"]
@@ -37,16 +38,22 @@ def pose(spec: ModelSpec, hardware: HardwareProfile, workload: Workload, formats
     )
 
 
-def deliver(plan: Plan, output: Path | None, *, json: bool, short: object = None) -> None:
-    """Show the plan, write it if asked, and fail when it does not fit."""
+def deliver(
+    plan: Plan, output: Path | None, *, json: bool, short: object = None, disk_turn: DiskTurn | None = None
+) -> None:
+    """Show the plan and where its disk stops binding, write it if asked, and fail when it does not fit."""
     from hrm.errors import InfeasibleError
+    from hrm.files import to_plain
     from hrm.plan import save_plan, summary
     from hrm.report import show_json, show_plan
 
     if json:
-        show_json(summary(plan) | ({"status": "infeasible", "short": str(short)} if short else {}))
+        turn = {"disk_turn": to_plain(disk_turn)} if disk_turn else {}
+        show_json(summary(plan) | turn | ({"status": "infeasible", "short": str(short)} if short else {}))
     else:
         show_plan(plan)
+        if disk_turn is not None:
+            typer.echo(str(disk_turn))
     if short is not None:
         raise InfeasibleError(f"the policy does not fit: {short} (lower --batch-size, --weights-on-gpu or the dtype)")
     if output is not None:

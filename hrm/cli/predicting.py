@@ -37,6 +37,9 @@ WeightsOnGpu = Annotated[float, typer.Option("--weights-on-gpu", min=0, max=1, h
 ExpertsOnCpu = Annotated[
     float | None, typer.Option("--experts-on-cpu", min=0, max=1, help="Share of the experts that the CPU computes.")
 ]
+ExpertsOnDisk = Annotated[
+    float, typer.Option("--experts-on-disk", min=0, max=1, help="Share of the experts read from disk in each pass.")
+]
 KvOnGpu = Annotated[float | None, typer.Option("--kv-on-gpu", min=0, max=1, help="r_c: share of the KV cache.")]
 ScheduleOption = Annotated[
     str | None, typer.Option("--schedule", help="Pipeline by name, or all; default cgopipe, host without the GPU.")
@@ -55,6 +58,7 @@ class PolicyOptions:
     attention_device: Annotated[Processor, typer.Option("--attention-device")] = Processor.CPU
     ffn_device: Annotated[Processor, typer.Option("--ffn-device")] = Processor.GPU
     experts_on_cpu: ExpertsOnCpu = None
+    experts_on_disk: ExpertsOnDisk = 0.0
     schedule: ScheduleOption = None
     pages_per_layer: Annotated[int | None, typer.Option("--pages-per-layer", min=1)] = None
 
@@ -74,6 +78,7 @@ class PolicyOptions:
             ffn_device=self.ffn_device,
             resident_experts=resident,
             cpu_experts=on_cpu,
+            disk_experts=_whole_experts("--experts-on-disk", self.experts_on_disk, problem.model.num_experts),
             kv_on_gpu=float(whole) if self.kv_on_gpu is None else self.kv_on_gpu,
             schedule=schedule,
             weight_dtype=problem.weight_dtype,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hrm.cli.options import Json
+from hrm.cli.options import Json, RamLimit, parse_bytes
 from hrm.cli.timelines import TraceFile, profile_of, write_run_trace
 from hrm.errors import HrmError
 
@@ -52,6 +52,7 @@ def run(
     stop: Stop = None,
     max_new_tokens: MaxNewTokens = None,
     ignore_eos: IgnoreEos = False,
+    ram_limit: RamLimit = None,
     json: Json = False,
 ) -> None:
     """Run a plan as written and print predicted beside measured.
@@ -69,7 +70,14 @@ def run(
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop or []}
     limits = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos}
     settings = from_plain(Settings, asked | limits, where="hrm run")
-    job = Job(checkpoint=checkpoint, prompts=prompts, output=output, routing=record_routing, settings=settings)
+    job = Job(
+        checkpoint=checkpoint,
+        prompts=prompts,
+        output=output,
+        routing=record_routing,
+        settings=settings,
+        ram_limit_bytes=parse_bytes(ram_limit, "--ram-limit") if ram_limit else None,
+    )
     outputs = (output, job.journal, report, trace, record_routing)
     _check_paths(inputs=(plan, prompts), outputs=tuple(path for path in outputs if path is not None))
     loaded = load_plan(plan)

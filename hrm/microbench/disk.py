@@ -188,11 +188,11 @@ class DirectReader:
         """Choose how many requests a repeat makes; return their bytes and the repeat, which returns its seconds."""
         buffers = [mmap.mmap(-1, size) for _ in range(depth)]
         count = max(2 * depth, 2 * _WRITE_BYTES // size)
-        pilot_s = self._read(buffers, count)
+        pilot_s = self.read(buffers, count)
         count = max(depth, int(count * bench.case_s / pilot_s))
-        return count * size, lambda: self._read(buffers, count)
+        return count * size, lambda: self.read(buffers, count)
 
-    def _read(self, buffers: list[mmap.mmap], count: int) -> float:
+    def read(self, buffers: list[mmap.mmap], count: int) -> float:
         """Make `count` requests, as many at a time as there are buffers, and return the seconds."""
         size, depth = len(buffers[0]), len(buffers)
         places = self._next.setdefault(size, itertools.cycle(range(0, self._file_bytes, size)))

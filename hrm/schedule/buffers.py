@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor, Staging
 from hrm.records import record
+from hrm.schedule.disk_ring import DiskRing
 from hrm.schedule.task import IN_FLIGHT, Phase, Task, TaskKind
 
 __all__ = ["Access", "Accesses", "accesses"]
@@ -64,20 +65,44 @@ class _Run:
         on_gpu = self.policy.main_device is Processor.GPU
         return on_gpu and self.policy.experts_on_cpu(self.model) > 0 and self.model.layer_kind(layer).moe
 
+    @property
+    def ring(self) -> DiskRing:
+        return DiskRing(self.policy, self.model)
+
     def flight(self, name: str) -> Access:
         """Return a buffer of a micro-batch in flight; the two phases have their own."""
         return Access(f"{self.phase} {name}", self.position % IN_FLIGHT, (self.pass_index, self.position))
 
-    def hidden(self, layer: int, done: TaskKind) -> Access:
-        """Return the micro-batch's hidden states as a kind of task leaves them in a layer."""
-        return Access(f"{self.phase} hidden states", self.task.part, (self.pass_index, layer, done))
+    def hidden(self, layer: int, done: TaskKind, micro_batch: int | None = None) -> Access:
+        """Return hidden states of a micro-batch (the task's own if none is named) after a kind of task of a layer."""
+        number = self.task.part if micro_batch is None else micro_batch
+        return Access(f"{self.phase} hidden states", number, (self.pass_index, layer, done))
+
+    def sums(self, micro_batch: int, experts: int) -> Access:
+        """Return what the layer's first experts, so many of them, have added up to."""
+        return Access("sums", micro_batch, (self.pass_index, self.task.layer, experts))
+
+    def normed(self, micro_batch: int) -> Access:
+        """Return the micro-batch's normed hidden states and routing, kept until all experts have computed."""
+        return Access("normed", micro_batch, (self.pass_index, self.task.layer))
+
+    def disk_buffer(self) -> Access:
+        ring, (_, layer, part) = self.ring, self.task.key
+        use = ring.use(self.pass_index, layer, part)
+        return Access("disk buffer", use % ring.buffers, (use,))
+
+    def completed_by(self, layer: int) -> TaskKind:
+        """Return the kind of task that leaves a layer's output."""
+        if self.ring.reads(layer):
+            return TaskKind.DISK_EXPERTS
+        return TaskKind.EXPERT_UPLOAD if self.is_split(layer) else TaskKind.POST_ATTENTION
 
     def hidden_before(self) -> Access:
         """Return the hidden states that the layer starts from."""
         layer = self.task.layer - 1
         if layer < 0:
             return self.hidden(0, TaskKind.PRE_ATTENTION)
-        return self.hidden(layer, TaskKind.EXPERT_UPLOAD if self.is_split(layer) else TaskKind.POST_ATTENTION)
+        return self.hidden(layer, self.completed_by(layer))
 
     def hidden_of_prompts(self) -> list[Access]:
         """Return those of all prompts, whose memory the first decode pass takes."""
@@ -153,6 +178,8 @@ def _post_attention(run: _Run) -> Accesses:
     reads, writes = [run.flight("attended"), run.hidden_before()], [run.hidden(layer, TaskKind.POST_ATTENTION)]
     if run.is_split(layer):
         return Accesses(reads, [*writes, run.flight("routed")])
+    if run.ring.reads(layer):
+        return Accesses(reads, [*writes, run.normed(run.task.part), run.sums(run.task.part, 0)])
     token = [run.token(run.pass_index)] if layer == run.model.num_layers - 1 else []
     return Accesses([*reads, *run.ffn_weights()], [*writes, *token])
 
@@ -178,7 +205,7 @@ def _expert_upload(run: _Run) -> Accesses:
 
 
 def _head(run: _Run) -> Accesses:
-    return Accesses([run.hidden(run.task.layer, TaskKind.EXPERT_UPLOAD)], [run.token(run.pass_index)])
+    return Accesses([run.hidden(run.task.layer, run.completed_by(run.task.layer))], [run.token(run.pass_index)])
 
 
 def _page_pin(run: _Run) -> Accesses:
@@ -188,6 +215,27 @@ def _page_pin(run: _Run) -> Accesses:
 def _page_copy(run: _Run) -> Accesses:
     staged = run.policy.staging is Staging.PAGEABLE
     return Accesses([run.staging()] if staged else [], [run.weights(run.task.part)])
+
+
+def _disk_read(run: _Run) -> Accesses:
+    return Accesses([], [run.disk_buffer()])
+
+
+def _kept_experts(run: _Run) -> Accesses:
+    batches, kept = range(run.policy.num_micro_batches), run.model.num_experts - run.policy.disk_experts
+    reads = [*map(run.normed, batches), *(run.sums(batch, 0) for batch in batches)]
+    return Accesses(reads, [run.sums(batch, kept) for batch in batches])
+
+
+def _disk_experts(run: _Run) -> Accesses:
+    (_, layer, part), batches = run.task.key, range(run.policy.num_micro_batches)
+    added = run.model.num_experts - run.policy.disk_experts + part
+    reads = [run.disk_buffer(), *map(run.normed, batches), *(run.sums(batch, added) for batch in batches)]
+    writes = [run.sums(batch, added + 1) for batch in batches]
+    if part == run.policy.disk_experts - 1:
+        reads += [run.hidden(layer, TaskKind.POST_ATTENTION, batch) for batch in batches]
+        writes += [run.hidden(layer, TaskKind.DISK_EXPERTS, batch) for batch in batches]
+    return Accesses(reads, writes)
 
 
 _BY_KIND = {
@@ -204,4 +252,7 @@ _BY_KIND = {
     TaskKind.HEAD: _head,
     TaskKind.PAGE_COPY: _page_copy,
     TaskKind.PAGE_PIN: _page_pin,
+    TaskKind.DISK_READ: _disk_read,
+    TaskKind.KEPT_EXPERTS: _kept_experts,
+    TaskKind.DISK_EXPERTS: _disk_experts,
 }

@@ -37,7 +37,7 @@ class Lane(StrEnum):
 
 
 class TaskKind(StrEnum):
-    """What a task does; `part` of its key numbers micro-batches, or pages for the two page kinds."""
+    """What a task does; `part` of its key numbers micro-batches, or pages or experts for the kinds that handle them."""
 
     PRE_ATTENTION = "pre_attention"
     """Input norm, QKV projection, RoPE; in layer 0 the embedding of the micro-batch's tokens first."""
@@ -49,7 +49,7 @@ class TaskKind(StrEnum):
     """D2: the attention output of a micro-batch comes up."""
     POST_ATTENTION = "post_attention"
     """O projection, residual, norm, router, shared experts; the routed experts unless the CPU computes some of them; in
-    the last layer the head and the next token, unless there is a HEAD."""
+    the last layer the head and the next token, unless there is a HEAD. With experts on disk, none."""
     KV_LOAD = "kv_load"
     """D4: the part of a micro-batch's KV cache that lies in host memory comes up for attention on the GPU."""
     EXPERT_OFFLOAD = "expert_offload"
@@ -61,11 +61,17 @@ class TaskKind(StrEnum):
     EXPERT_UPLOAD = "expert_upload"
     """The CPU's share of the experts' sum comes up, and is added to what GPU_EXPERTS left: it waits for that too."""
     HEAD = "head"
-    """Head and next token, where the last layer's experts are split and POST_ATTENTION comes too early for them."""
+    """Head and next token, where POST_ATTENTION comes too early: before the last layer's experts are complete."""
     PAGE_COPY = "page_copy"
     """D3: a page of a layer's streamed expert weights crosses the link into the double buffer."""
     PAGE_PIN = "page_pin"
     """A page goes from pageable to pinned memory."""
+    DISK_READ = "disk_read"
+    """An expert is read from disk into a buffer of the ring; `part` numbers the layer's experts on disk."""
+    KEPT_EXPERTS = "kept_experts"
+    """With experts on disk: those in memory compute, for the tokens of all micro-batches."""
+    DISK_EXPERTS = "disk_experts"
+    """An expert that was read computes, for the tokens of all micro-batches; the last one of a layer completes it."""
 
 
 class TaskKey(NamedTuple):

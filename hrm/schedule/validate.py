@@ -108,13 +108,17 @@ def _merge(clock: dict[Lane, int], done: _Done) -> None:
 def _pages_that_do_not_cross_once(schedule: Schedule, policy: Policy, model: ModelSpec) -> Iterator[str]:
     layers = [layer for layer in range(model.num_layers) if model.layer_kind(layer).moe]
     pages = policy.num_pages if policy.streamed_experts(model) else 0
-    expected = {(layer, page) for layer in layers for page in range(pages)}
-    for phase, tasks in ((Phase.PREFILL, schedule.prefill), (Phase.DECODE, schedule.decode)):
-        crossed = Counter((task.layer, task.part) for task in tasks if task.kind is TaskKind.PAGE_COPY)
-        for layer, page in sorted(expected | set(crossed)):
-            times = crossed[layer, page]
-            if times != ((layer, page) in expected):
-                yield f"page {page} of layer {layer} crosses {times} times in a {phase} pass"
+    for kind, name, parts in (
+        (TaskKind.PAGE_COPY, "page", pages),
+        (TaskKind.DISK_READ, "expert on disk", policy.disk_experts),
+    ):
+        expected = {(layer, part) for layer in layers for part in range(parts)}
+        for phase, tasks in ((Phase.PREFILL, schedule.prefill), (Phase.DECODE, schedule.decode)):
+            crossed = Counter((task.layer, task.part) for task in tasks if task.kind is kind)
+            for layer, part in sorted(expected | set(crossed)):
+                times = crossed[layer, part]
+                if times != ((layer, part) in expected):
+                    yield f"{name} {part} of layer {layer} crosses {times} times in a {phase} pass"
 
 
 def _long_waits(schedule: Schedule, policy: Policy, model: ModelSpec) -> Iterator[str]:

@@ -1,0 +1,181 @@
+"""The tools that `bigger_than_ram.py` puts side by side, each in a process of its own that prints one line of JSON.
+
+    python benchmarks/bigger_than_ram_tools.py TOOL '{"checkpoint": ..., ...}'
+
+Tools: `ours`, `accelerate` (transformers with accelerate's disk offload), `llama` (llama.cpp, memory-mapped), `roof`
+(the disk alone, on our file, at our size of request and depth), `libraries` (what our process holds before it loads
+anything). All do the same job: `sequences` prompts of `prompt_len` random tokens, `gen_len` greedy tokens each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+
+
+def main() -> None:
+    """Run one tool."""
+    job = json.loads(sys.argv[2])
+    print(json.dumps(TOOLS[sys.argv[1]](job)), flush=True)
+
+
+def prompts_of(job: dict[str, Any]) -> list[list[int]]:
+    """Return the job's prompts, the same for every tool."""
+    drawn = random.Random(0)
+    return [[drawn.randrange(3, job["vocab_size"]) for _ in range(job["prompt_len"])] for _ in range(job["sequences"])]
+
+
+def ours(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a plan."""
+    from executor import Engine, Prompt
+    from hrm.device.host import HostBackend
+    from hrm.plan import load_plan
+
+    prompts = [Prompt(id=str(at), tokens=tuple(tokens)) for at, tokens in enumerate(prompts_of(job))]
+    backend = HostBackend()
+    engine = Engine(load_plan(job["plan"]), job["checkpoint"], backend, ram_limit_bytes=job["limit_bytes"])
+    generation = engine.generate(prompts)
+    backend.close()
+    measured = generation.measured
+    return {
+        "tokens_per_s": measured.throughput_tokens_per_s,
+        "decode_tokens_per_s": measured.decode_throughput_tokens_per_s,
+        "seconds": measured.prefill_s + measured.decode_s,
+        "busy": {phase: dict(lanes) for phase, lanes in measured.busy.items()},
+        "first_tokens": [completion.tokens[0] for completion in generation.completions[:8]],
+    }
+
+
+def accelerate(job: dict[str, Any]) -> dict[str, Any]:
+    """Generate with transformers, what exceeds `weights_bytes` offloaded to disk."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        job["checkpoint"],
+        dtype=torch.bfloat16,
+        device_map="auto",
+        max_memory={"cpu": job["weights_bytes"]},
+        offload_folder=job["offload_folder"],
+    )
+    tokens = torch.tensor(prompts_of(job))
+    begun_s = time.perf_counter()
+    with torch.inference_mode():
+        made = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=job["gen_len"],
+            min_new_tokens=job["gen_len"],
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return _result(job, time.perf_counter() - begun_s, made[:8, job["prompt_len"]].tolist())
+
+
+def llama(job: dict[str, Any]) -> dict[str, Any]:
+    """Generate with llama.cpp: all sequences in one batch, prompts first, then a token of each at a time."""
+    import llama_cpp
+
+    prompts, gen_len = prompts_of(job), job["gen_len"]
+    llama_cpp.llama_backend_init()
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.use_mmap = True
+    model = llama_cpp.llama_model_load_from_file(str(job["gguf"]).encode(), model_params)
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = len(prompts) * (job["prompt_len"] + gen_len)
+    params.n_batch = params.n_ubatch = max(len(prompts), min(512, len(prompts) * job["prompt_len"]))
+    params.n_seq_max = len(prompts)
+    params.kv_unified = True
+    params.n_threads = params.n_threads_batch = job["threads"]
+    context = llama_cpp.llama_init_from_model(model, params)
+    batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+    begun_s = time.perf_counter()
+    last = _llama_prefill(llama_cpp, context, batch, prompts, params.n_batch, job["vocab_size"])
+    first = last[:8]
+    for step in range(gen_len - 1):
+        rows = [(last[seq], job["prompt_len"] + step, seq, True) for seq in range(len(prompts))]
+        last = _llama_decode(llama_cpp, context, batch, rows, job["vocab_size"])
+    return _result(job, time.perf_counter() - begun_s, first)
+
+
+def _llama_prefill(
+    llama_cpp: Any, context: Any, batch: Any, prompts: list[list[int]], batch_size: int, vocab: int
+) -> list[int]:
+    """Feed whole prompts, as many as fit a batch at a time."""
+    length = len(prompts[0])
+    step = max(1, batch_size // length)
+    chosen: list[int] = []
+    for first in range(0, len(prompts), step):
+        some = range(first, min(first + step, len(prompts)))
+        rows = [(prompts[seq][at], at, seq, at == length - 1) for seq in some for at in range(length)]
+        chosen += _llama_decode(llama_cpp, context, batch, rows, vocab)
+    return chosen
+
+
+def _llama_decode(
+    llama_cpp: Any, context: Any, batch: Any, rows: list[tuple[int, int, int, bool]], vocab: int
+) -> list[int]:
+    """Feed tokens (token, position, sequence, whether its logits are wanted) and return the best next ones."""
+    import numpy as np
+
+    for at, (token, position, sequence, wanted) in enumerate(rows):
+        batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, position, 1
+        batch.seq_id[at][0], batch.logits[at] = sequence, int(wanted)
+    batch.n_tokens = len(rows)
+    if llama_cpp.llama_decode(context, batch):
+        raise RuntimeError("llama.cpp: the batch cannot be decoded")
+    best = []
+    for at, (_, _, _, wanted) in enumerate(rows):
+        if wanted:
+            pointer = ctypes.cast(llama_cpp.llama_get_logits_ith(context, at), ctypes.POINTER(ctypes.c_float))
+            best.append(int(np.ctypeslib.as_array(pointer, shape=(vocab,)).argmax()))
+    return best
+
+
+def roof(job: dict[str, Any]) -> dict[str, Any]:
+    """Read our file past the page cache at our size of request and depth; bytes/s."""
+    import mmap
+
+    from executor.direct import REQUESTS
+    from hrm.microbench.disk import DirectReader
+
+    path = Path(job["expert_file"])
+    size = max(4096, job["expert_bytes"] // REQUESTS // 4096 * 4096)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    reader = DirectReader(handle, path.stat().st_size // size * size)
+    buffers = [mmap.mmap(-1, size) for _ in range(REQUESTS)]
+    count = max(REQUESTS, job["roof_bytes"] // size)
+    rates = [count * size / reader.read(buffers, count) for _ in range(3)]
+    os.close(handle)
+    return {"bytes_per_s": statistics.median(rates), "all": rates}
+
+
+def libraries(job: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+    """Return what our process holds before it loads anything."""
+    import psutil
+
+    import executor.engine  # noqa: F401
+    from hrm.device.host import HostBackend
+
+    HostBackend()
+    return {"bytes": psutil.Process().memory_info().rss}
+
+
+def _result(job: dict[str, Any], seconds: float, first_tokens: list[int]) -> dict[str, Any]:
+    tokens = job["sequences"] * job["gen_len"]
+    return {"tokens_per_s": tokens / seconds, "seconds": seconds, "first_tokens": first_tokens}
+
+
+TOOLS = {"ours": ours, "accelerate": accelerate, "llama": llama, "roof": roof, "libraries": libraries}
+
+if __name__ == "__main__":
+    main()

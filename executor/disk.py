@@ -1,0 +1,115 @@
+"""Experts on disk: the ring of buffers they are read into, and what each kind of task does with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from executor.direct import aligned_memory
+from executor.expert_file import open_expert_file
+from executor.experts import assignments, swiglu
+from executor.linear import operand
+from executor.memory import torch_dtype
+from executor.workspace import Workspace
+from hrm.model import ModelSpec
+from hrm.policy import Policy
+from hrm.schedule.disk_ring import DiskRing
+from hrm.workspace import ROWS_AT_A_TIME
+
+if TYPE_CHECKING:
+    from executor.state import Step, WaveState
+
+__all__ = ["DiskStore", "DiskTasks"]
+
+
+class DiskStore:
+    """The last experts of each layer, on disk, and the ring of buffers between.
+
+    Raises
+    ------
+    FileError
+        As `open_expert_file`.
+    """
+
+    def __init__(self, policy: Policy, model: ModelSpec, checkpoint_dir: Path) -> None:
+        self._file = open_expert_file(policy, model, checkpoint_dir)
+        self._ring = DiskRing(policy, model)
+        self._dtype = torch_dtype(policy.weight_dtype)
+        self._parameters = model.expert_parameters
+        self.kept = model.num_experts - policy.disk_experts
+        """Experts of each layer that are in memory, the first ones."""
+        self._buffers = [aligned_memory(self._file.expert_bytes) for _ in range(policy.num_disk_buffers(model))]
+
+    def load(self, layer: int, expert: int, target: torch.Tensor) -> None:
+        """Copy an expert that stays in memory to its place, flat, by way of the ring."""
+        self._file.read(layer, expert, self._buffers[0])
+        target.copy_(self._weights(0))
+
+    def read(self, layer: int, part: int, pass_index: int) -> None:
+        """Read an expert into the buffer of this use."""
+        buffer = self._buffers[self._ring.buffer(pass_index, layer, part)]
+        self._file.read(layer, self.kept + part, buffer)
+
+    def expert(self, layer: int, part: int, pass_index: int) -> torch.Tensor:
+        """Return an expert that was read, flat."""
+        return self._weights(self._ring.buffer(pass_index, layer, part))
+
+    def _weights(self, number: int) -> torch.Tensor:
+        return self._buffers[number].view(self._dtype)[: self._parameters]
+
+
+class DiskTasks:
+    """The handlers of experts on disk, in either phase."""
+
+    def __init__(self, state: WaveState) -> None:
+        self.state = state
+        self._assigned: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def read(self, step: Step) -> None:
+        """Read an expert into its buffer."""
+        assert self.state.disk is not None
+        self.state.disk.read(step.task.layer, step.task.part, step.pass_index)
+
+    def kept(self, step: Step) -> None:
+        """Add the outputs of the experts in memory to the sums."""
+        for expert, weights in enumerate(self.state.experts.on_cpu(step.task.layer)):
+            self._add(step, expert, weights)
+
+    def compute(self, step: Step) -> None:
+        """Add an expert's output to the sums; with the layer's last one, add these to the hidden states."""
+        state, disk, (_, layer, part) = self.state, self.state.disk, step.task.key
+        assert disk is not None
+        self._add(step, disk.kept + part, disk.expert(layer, part, step.pass_index))
+        if part == state.policy.disk_experts - 1:
+            hidden = state.all_hidden(step)
+            hidden.add_(state.buffers.disk.sums[: len(hidden)])
+
+    def _add(self, step: Step, expert: int, weights: torch.Tensor) -> None:
+        """Add an expert's output; who goes to which one is worked out at the first expert of a layer."""
+        flight, tokens = self.state.buffers.disk, len(self.state.all_hidden(step))
+        shares, chosen, normed = flight.routed.parts(tokens)
+        if expert == 0:
+            found = assignments(shares, chosen, self.state.model.num_experts)
+            self._assigned = {number: (rows, parts) for number, rows, parts in found}
+        if (mine := self._assigned.get(expert)) is not None:
+            _add_expert(normed, *mine, weights, self.state.workspace, flight.sums[:tokens])
+
+
+def _add_expert(
+    normed: torch.Tensor,
+    tokens: torch.Tensor,
+    shares: torch.Tensor,
+    expert: torch.Tensor,
+    workspace: Workspace,
+    sums: torch.Tensor,
+) -> None:
+    """Add an expert's output for some tokens of `normed` [all tokens, hidden], times their shares, to `sums`."""
+    for rows, part in zip(torch.split(tokens, ROWS_AT_A_TIME), torch.split(shares, ROWS_AT_A_TIME), strict=True):
+        with workspace.frame():
+            gathered = workspace.take((len(rows), normed.shape[1]), normed.dtype)
+            torch.index_select(normed, 0, rows, out=gathered)
+            wide = operand(gathered, expert, workspace)
+            result = swiglu(wide, expert, workspace, workspace.take(wide.shape, wide.dtype))
+            sums.index_add_(0, rows, result.mul_(part))

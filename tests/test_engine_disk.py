@@ -1,0 +1,162 @@
+"""Experts on disk: the same answers as with all of them in memory, whole files or none, and errors that say where."""
+
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from executor.direct import DirectFile, aligned_memory
+from executor.engine import Engine
+from executor.expert_file import open_expert_file
+from hrm.device.host import HostBackend
+from hrm.dtypes import DType
+from hrm.errors import FileError
+from hrm.memory import DISK_BLOCK_BYTES
+from tests.engines import plan_for, policy_of, prompts_for, reference_tokens, run, tiny_model, tokens_of
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixtral")
+    model = tiny_model("mixtral", seed=3)
+    model.save_pretrained(folder)
+    prompts = prompts_for(model)
+    return folder, prompts, reference_tokens(model, prompts)
+
+
+@pytest.mark.parametrize("disk_experts", [1, 3, 4])
+@pytest.mark.parametrize(("micro_batch_size", "batch_size", "buffers"), [(2, 7, None), (7, 7, 3), (3, 5, 9)])
+def test_answers_are_those_of_the_model(mixtral, disk_experts, micro_batch_size, batch_size, buffers):
+    """In two waves of five sequences too, the last of which leaves micro-batches empty."""
+    folder, prompts, expected = mixtral
+    policy = policy_of(
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        disk_experts=disk_experts,
+        disk_buffers=buffers,
+    )
+
+    assert tokens_of(run(folder, policy, prompts)) == expected
+
+
+def test_in_16_bits_answers_are_those_of_the_plan_without_a_disk(mixtral):
+    """With one micro-batch the same products are made and added up in the same order."""
+    folder, prompts, _ = mixtral
+    in_memory = policy_of(micro_batch_size=7, weight_dtype=DType.BFLOAT16)
+
+    expected = tokens_of(run(folder, in_memory, prompts))
+
+    assert tokens_of(run(folder, replace(in_memory, disk_experts=3), prompts)) == expected
+
+
+def test_the_file_is_made_once_and_again_for_another_checkpoint(mixtral, tmp_path):
+    folder, _, _ = mixtral
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for source in folder.iterdir():
+        (copy / source.name).write_bytes(source.read_bytes())
+    policy, model = policy_of(disk_experts=2), plan_for(copy, policy_of()).model
+    open_expert_file(policy, model, copy)
+    path = copy / "experts-float32.hrm-pages"
+    first = path.stat().st_ino
+    open_expert_file(policy, model, copy)
+    again = path.stat().st_ino
+    os.utime(copy / "model.safetensors", ns=(0, 0))
+    open_expert_file(policy, model, copy)
+
+    assert first == again != path.stat().st_ino
+    assert [one.name for one in copy.glob(".*")] == []
+
+
+def test_no_room_for_the_file_is_said_and_leaves_nothing(mixtral, monkeypatch):
+    folder, prompts, _ = mixtral
+    for name in folder.glob("*.hrm-pages"):
+        name.unlink()
+    nearly_full = SimpleNamespace(free=1000)
+    monkeypatch.setattr("executor.expert_file.shutil.disk_usage", lambda _: nearly_full)
+
+    with pytest.raises(FileError, match=r"hrm-pages: needs .* 1000.0 B are free"):
+        run(folder, policy_of(disk_experts=2), prompts)
+
+    assert list(folder.glob("*hrm-pages*")) == []
+
+
+def test_a_disk_that_fills_up_is_named_with_the_byte_and_leaves_nothing(mixtral, monkeypatch):
+    folder, prompts, _ = mixtral
+    for name in folder.glob("*.hrm-pages"):
+        name.unlink()
+    write, written = os.write, [0]
+
+    def full(handle, data):
+        if written[0] >= 3 * DISK_BLOCK_BYTES:
+            raise OSError(28, "No space left on device")
+        count = write(handle, data[:DISK_BLOCK_BYTES])
+        written[0] += count
+        return count
+
+    monkeypatch.setattr("executor.expert_file.os.write", full)
+
+    with pytest.raises(FileError, match="cannot be written at byte 12288: No space left on device"):
+        run(folder, policy_of(disk_experts=2), prompts)
+
+    assert list(folder.glob("*hrm-pages*")) == []
+
+
+def test_a_file_cut_short_under_way_is_named_with_the_byte(mixtral):
+    """It is whole when it is opened, and then loses its end."""
+    folder, prompts, _ = mixtral
+    policy = policy_of(disk_experts=2)
+    backend = HostBackend(threads=1)
+    try:
+        engine = Engine(plan_for(folder, policy), folder, backend)
+        path = folder / "experts-float32.hrm-pages"
+        whole = path.read_bytes()
+        os.truncate(path, 5 * DISK_BLOCK_BYTES)
+        with pytest.raises(FileError, match=r"experts-float32.hrm-pages: ends at byte 28672"):
+            engine.generate(prompts)
+        path.write_bytes(whole)
+    finally:
+        backend.close()
+
+
+def test_a_shorter_file_is_refused(mixtral):
+    folder, prompts, _ = mixtral
+    policy = policy_of(disk_experts=2)
+    run(folder, policy, prompts)
+    path = folder / "experts-float32.hrm-pages"
+    os.truncate(path, path.stat().st_size - 1)
+    try:
+        with pytest.raises(FileError, match=r"ends at byte \d+, expected \d+ \(delete it"):
+            run(folder, policy, prompts)
+    finally:
+        path.unlink()
+
+
+def test_a_read_error_names_file_and_byte(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(16 * DISK_BLOCK_BYTES))
+
+    def broken(_, buffers, offset):
+        if offset == 12 * DISK_BLOCK_BYTES:
+            raise OSError(5, "Input/output error")
+        return sum(map(len, buffers))
+
+    monkeypatch.setattr("executor.direct.os.preadv", broken)
+
+    with pytest.raises(FileError, match=f"file: cannot be read at byte {12 * DISK_BLOCK_BYTES}: Input/output error"):
+        DirectFile(path).read(0, aligned_memory(16 * DISK_BLOCK_BYTES))
+
+
+@pytest.mark.parametrize("requests", [1, 3, 4, 9])
+def test_a_piece_is_read_whole_in_any_number_of_requests(tmp_path, requests):
+    path = tmp_path / "file"
+    content = os.urandom(8 * DISK_BLOCK_BYTES)
+    path.write_bytes(content)
+    target = aligned_memory(5 * DISK_BLOCK_BYTES)
+
+    DirectFile(path, requests).read(2 * DISK_BLOCK_BYTES, target)
+
+    assert bytes(target.numpy()) == content[2 * DISK_BLOCK_BYTES : 7 * DISK_BLOCK_BYTES]
+    assert isinstance(target, torch.Tensor)
