@@ -10,13 +10,12 @@ import torch
 from executor.decoder import LayerWeights, ModelWeights
 from executor.grouped import GroupedWeights
 from executor.latent import LatentWeights
-from executor.loading import CheckpointReader
 from executor.mxfp4 import BLOCK, from_mxfp4
 from executor.routing import RouterWeights
 from hrm.model import LatentAttention, ModelSpec
 from hrm.variants import QKNorm
 
-__all__ = ["Place", "load_dense", "load_experts"]
+__all__ = ["Place", "Source", "experts_of", "load_dense", "load_experts"]
 
 _MIXTURE = {"mixtral": "block_sparse_moe"}
 """What a layer's mixture is called where it is not `mlp`."""
@@ -32,17 +31,31 @@ class Place(Protocol):
         """Return what was stored."""
 
 
-def load_experts(reader: CheckpointReader, model: ModelSpec, layer: int, target: Callable[[int], torch.Tensor]) -> None:
+class Source(Protocol):
+    """What tensors are read from: a checkpoint, or whoever wants to know which ones there are."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return a tensor, which must have this shape."""
+
+    def release(self, tensor: torch.Tensor) -> None:
+        """Let go of a tensor that was read."""
+
+
+def load_experts(reader: Source, model: ModelSpec, layer: int, target: Callable[[int], torch.Tensor]) -> None:
     """Copy a layer's experts into place: `target(expert)` is flat, as `executor.experts.swiglu` takes it."""
-    for expert, parts in enumerate(_experts(reader, model, f"model.layers.{layer}")):
+    for expert, parts in enumerate(experts_of(reader, model, layer)):
         places = torch.split(target(expert), [tensor.numel() for tensor in parts])
         for place, tensor in zip(places, parts, strict=True):
             place.view(tensor.shape).copy_(tensor)
             reader.release(tensor)
 
 
-def _experts(reader: CheckpointReader, model: ModelSpec, prefix: str) -> Iterator[tuple[torch.Tensor, ...]]:
+def experts_of(reader: Source, model: ModelSpec, layer: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield each expert's matrices: gate, up, down, or gate and up in one, then down; then biases, if any."""
+    prefix = f"model.layers.{layer}"
     up, down = (model.intermediate_size, model.hidden_size), (model.hidden_size, model.intermediate_size)
     if model.expert_bias:
         yield from _biased_experts(reader, model, f"{prefix}.mlp.experts")
@@ -59,7 +72,7 @@ def _experts(reader: CheckpointReader, model: ModelSpec, prefix: str) -> Iterato
             yield _ffn(reader, f"{stem}.{expert}", model.hidden_size, model.intermediate_size, names)
 
 
-def _biased_experts(reader: CheckpointReader, model: ModelSpec, stem: str) -> Iterator[tuple[torch.Tensor, ...]]:
+def _biased_experts(reader: Source, model: ModelSpec, stem: str) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield gpt-oss's experts: fused, inputs before outputs or in MXFP4, rows of gate and up in turn."""
     count, hidden, width = model.num_experts, model.hidden_size, model.intermediate_size
     both_biases = reader.read(f"{stem}.gate_up_proj_bias", (count, 2 * width))
@@ -70,7 +83,7 @@ def _biased_experts(reader: CheckpointReader, model: ModelSpec, stem: str) -> It
         yield both[0::2], both[1::2], down, both_bias[0::2], both_bias[1::2], down_bias
 
 
-def _matrices(reader: CheckpointReader, name: str, shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
+def _matrices(reader: Source, name: str, shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
     """Yield each expert's matrix [outputs, inputs], where `shape` is [experts, outputs, inputs]."""
     count, outputs, inputs = shape
     if f"{name}_blocks" not in reader:
@@ -85,13 +98,13 @@ def _matrices(reader: CheckpointReader, name: str, shape: tuple[int, int, int]) 
 
 
 def _ffn(
-    reader: CheckpointReader, stem: str, hidden: int, width: int, names: tuple[str, ...] = _PROJECTIONS
+    reader: Source, stem: str, hidden: int, width: int, names: tuple[str, ...] = _PROJECTIONS
 ) -> tuple[torch.Tensor, ...]:
     shapes = ((width, hidden), (width, hidden), (hidden, width))
     return tuple(reader.read(f"{stem}.{name}.weight", shape) for name, shape in zip(names, shapes, strict=True))
 
 
-def load_dense(reader: CheckpointReader, model: ModelSpec, place: Place) -> ModelWeights:
+def load_dense(reader: Source, model: ModelSpec, place: Place) -> ModelWeights:
     """Read what is no routed expert to where `place` puts it."""
     vocab = (model.vocab_size, model.hidden_size)
     embedding = place((reader.read("model.embed_tokens.weight", vocab),))
@@ -107,7 +120,7 @@ def load_dense(reader: CheckpointReader, model: ModelSpec, place: Place) -> Mode
 class _Layer:
     """Reads the weights of one layer outside its routed experts."""
 
-    def __init__(self, reader: CheckpointReader, model: ModelSpec, layer: int, place: Place) -> None:
+    def __init__(self, reader: Source, model: ModelSpec, layer: int, place: Place) -> None:
         self._reader, self._model, self._place = reader, model, place
         self._prefix = f"model.layers.{layer}"
         self._is_dense = layer in model.dense_layers

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from executor.checkpoint import synth_like
 from executor.decoder import next_logits
 from executor.mxfp4 import from_mxfp4, to_mxfp4
 from hrm.dtypes import DType
@@ -152,3 +153,21 @@ def test_rounding_to_mxfp4_is_off_by_a_quarter_at_most_of_what_its_block_spans(s
     off = (from_mxfp4(*to_mxfp4(values)) - values).abs()
 
     assert (off <= values.abs().amax(dim=-1, keepdim=True) / 4).all()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_random_checkpoint_of_any_family_holds_what_transformers_saves(kind, tmp_path):
+    model = tiny_model(kind, seed=1)
+    saved, made = tmp_path / "saved", tmp_path / "made"
+    model.save_pretrained(saved)
+
+    synth_like(saved / "config.json", made, seed=5)
+
+    shapes = [
+        {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
+        for folder in (saved, made)
+    ]
+    assert shapes[0] == shapes[1]
+    prompts = prompts_for(model)
+    loaded = type(model).from_pretrained(made).float().eval()
+    assert tokens_of(run(made, gpu_policy(resident_experts=1), prompts)) == reference_tokens(loaded, prompts)

@@ -22,13 +22,26 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Content:
     """A checkpoint's dimensions, special token ids, files beside the weights, and its weights one at a time.
 
-    `read` takes a name of `layout(spec)` and returns that tensor; nothing is held between calls.
+    `read` takes a name of `shapes` and returns that tensor; nothing is held between calls. `own_config` and
+    `own_shapes` are for models of other families than `hf_config` and `layout` write.
     """
 
     spec: ModelSpec
     read: Callable[[str], torch.Tensor]
     token_ids: dict[str, Any]
     side_files: dict[str, bytes]
+    own_config: dict[str, Any] | None = None
+    own_shapes: dict[str, tuple[int, ...]] | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The Hugging Face `config.json`."""
+        return self.own_config or hf_config(self.spec, self.token_ids)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor by name, in the order of the layers."""
+        return self.own_shapes or layout(self.spec)
 
 
 def layout(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -107,9 +120,9 @@ def stored_dtype(dtype: DType) -> torch.dtype:
     return allowed[dtype]
 
 
-def stored_bytes(spec: ModelSpec) -> int:
-    """Count the bytes of all tensors of a checkpoint of this model."""
-    return sum(math.prod(shape) for shape in layout(spec).values()) * stored_dtype(spec.dtype).itemsize
+def stored_bytes(content: Content) -> int:
+    """Count the bytes of all tensors of a checkpoint."""
+    return sum(math.prod(shape) for shape in content.shapes.values()) * stored_dtype(content.spec.dtype).itemsize
 
 
 def check_tensors(spec: ModelSpec, held: Mapping[str, tuple[int, ...]], where: object) -> None:

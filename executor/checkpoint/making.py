@@ -16,14 +16,18 @@ import numpy as np
 import torch
 
 from executor.checkpoint.content import Content, layout
+from executor.checkpoint.families import tensors_of
 from executor.checkpoint.gguf_source import open_archived_gguf, open_gguf
 from executor.checkpoint.hf_source import open_hf_folder
 from executor.checkpoint.writing import SHARD_BYTES, write_checkpoint
+from executor.supported import check_model
 from hrm.dtypes import DType
 from hrm.errors import FileError, ModelError
+from hrm.files import read_json
 from hrm.model import ModelSpec
+from hrm.model_config import from_hf_config
 
-__all__ = ["dense", "synth", "upcycle"]
+__all__ = ["dense", "synth", "synth_like", "upcycle"]
 
 DENSE_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 EXPERT_NAME = re.compile(r"(model\.layers\.\d+)\.block_sparse_moe\.experts\.\d+\.(w[123])\.weight")
@@ -48,6 +52,34 @@ def synth(dest: str | Path, spec: ModelSpec, *, seed: int = 0, shard_bytes: int 
     token_ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     content = Content(spec=spec, read=read, token_ids=token_ids, side_files={})
     write_checkpoint(dest, content, shard_bytes=shard_bytes)
+
+
+def synth_like(
+    config_file: str | Path, dest: str | Path, *, seed: int = 0, shard_bytes: int = SHARD_BYTES
+) -> ModelSpec:
+    """Write a random checkpoint, as `synth` does, of the model that a Hugging Face `config.json` describes.
+
+    Quantised experts are written in the format of the other weights. Biases and sinks are normal with standard
+    deviation 0.1.
+
+    Raises
+    ------
+    FileError
+        When the configuration is missing or `dest` exists, or cannot hold the checkpoint.
+    ModelError
+        When the model is not understood or not run.
+    """
+    config = {key: value for key, value in read_json(config_file).items() if key != "quantization_config"}
+    spec = from_hf_config(config, name=Path(dest).name, where=str(config_file))
+    check_model(spec)
+    shapes = tensors_of(spec)
+
+    def read(name: str) -> torch.Tensor:
+        return _random_tensor(name, shapes[name], spec, seed)
+
+    content = Content(spec=spec, read=read, token_ids={}, side_files={}, own_config=config, own_shapes=shapes)
+    write_checkpoint(dest, content, shard_bytes=shard_bytes)
+    return spec
 
 
 def dense(source: str | Path, dest: str | Path, *, dtype: DType | None = None) -> None:
@@ -139,10 +171,13 @@ def _normal(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def _random_tensor(name: str, shape: tuple[int, ...], spec: ModelSpec, seed: int) -> torch.Tensor:
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.ones(shape) if name.endswith("norm.weight") else 0.1 * _normal(name, shape, seed)
     if name == "model.embed_tokens.weight" and not spec.tie_word_embeddings:
         return _normal(name, shape, seed)
-    scale = 1 / math.sqrt(shape[-1])
-    if name.endswith(("o_proj.weight", "w2.weight", "down_proj.weight")):
+    if name.endswith("_bias"):
+        return 0.1 * _normal(name, shape, seed)
+    # Fused experts are [experts, inputs, outputs].
+    scale = 1 / math.sqrt(shape[1])
+    if name.endswith(("o_proj.weight", "w2.weight", "down_proj.weight", "down_proj")):
         scale /= math.sqrt(2 * spec.num_layers)
     return _normal(name, shape, seed) * scale

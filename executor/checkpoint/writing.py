@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from executor.checkpoint.content import Content, hf_config, layout, stored_bytes, stored_dtype
+from executor.checkpoint.content import Content, stored_bytes, stored_dtype
 from hrm.errors import FileError
 from hrm.files import write_json
 from hrm.units import format_bytes
@@ -34,17 +34,17 @@ def write_checkpoint(dest: str | Path, content: Content, *, shard_bytes: int = S
         When `dest` exists and is not an empty folder, its parent is missing, or the disk is too small.
     """
     dest = Path(dest)
-    with _atomic_folder(dest, needed_bytes=stored_bytes(content.spec)) as folder:
+    with _atomic_folder(dest, needed_bytes=stored_bytes(content)) as folder:
         for name, data in content.side_files.items():
             (folder / name).write_bytes(data)
-        write_json(folder / "config.json", hf_config(content.spec, content.token_ids))
+        write_json(folder / "config.json", content.config)
         dtype = stored_dtype(content.spec.dtype)
-        shards = _split(layout(content.spec), dtype, shard_bytes)
+        shards = _split(content.shapes, dtype, shard_bytes)
         names = _shard_names(len(shards))
         for name, shapes in zip(names, shards, strict=True):
             _write_shard(folder / name, shapes, dtype, content.read)
         if len(shards) > 1:
-            _write_index(folder, dict(zip(names, shards, strict=True)), stored_bytes(content.spec))
+            _write_index(folder, dict(zip(names, shards, strict=True)), stored_bytes(content))
 
 
 @contextmanager

@@ -19,7 +19,11 @@ Source = Annotated[Path, typer.Argument(help="HF folder, GGUF file, or a wheel t
 
 @checkpoint_app.command("synth")
 def synth(
+    context: typer.Context,
     dest: Destination,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="config.json of a family that is run, instead of dimensions.")
+    ] = None,
     num_layers: Annotated[int, typer.Option("--layers", min=1)] = 4,
     hidden_size: Annotated[int, typer.Option("--hidden-size", min=1)] = 512,
     intermediate_size: Annotated[int, typer.Option("--intermediate-size", min=1)] = 1024,
@@ -31,11 +35,20 @@ def synth(
     dtype: Annotated[DType, typer.Option("--dtype")] = DType.BFLOAT16,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
-    """Make a seeded random Mixtral-format checkpoint of the given dimensions."""
+    """Make a seeded random checkpoint: Mixtral of the given dimensions, or what a configuration describes."""
     from executor.checkpoint import synth as make
+    from executor.checkpoint import synth_like
     from hrm.errors import ModelError
     from hrm.model import ModelSpec
 
+    if config is not None:
+        for name in context.params.keys() - {"config", "dest", "seed"}:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise ModelError(f"--config {config}: says what the model is (leave out the other options but --seed)")
+        made = synth_like(config, dest, seed=seed)
+        typer.echo(f"wrote {dest}: {made.total_parameters / 1e6:.0f} M parameters, {made.dtype}")
+        return
     if hidden_size % num_query_heads or num_query_heads % num_kv_heads or experts_per_token > num_experts:
         raise ModelError(
             "--query-heads must divide --hidden-size, --kv-heads divide --query-heads, and --top-k not exceed --experts"
