@@ -8,9 +8,12 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "executor.native._attention",
-            sources=["executor/native/attention.cpp"],
-            depends=["executor/native/attention_kernel.h", "executor/native/bfloat16_dot.h"],
+            "executor.native._kernels",
+            sources=["executor/native/attention.cpp", "executor/native/products.cpp"],
+            depends=[
+                f"executor/native/{name}.h"
+                for name in ("attention_kernel", "bfloat16_dot", "common", "products_kernel", "vectors")
+            ],
             language="c++",
             extra_compile_args=[
                 "-O3",

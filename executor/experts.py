@@ -1,4 +1,7 @@
-"""The mixture of experts: gather the tokens of each expert, SwiGLU, weighted sum back; and FFNs of all tokens."""
+"""The mixture of experts: gather the tokens of each expert, SwiGLU, weighted sum back; and FFNs of all tokens.
+
+Where the compiled kernels suit, one call does all experts of a layer.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from executor.linear import linear, operand
+from executor import native
+from executor.linear import linear, operand, suits_compiled
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
@@ -100,6 +104,8 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
 
     `weights` and `chosen` [tokens, experts_per_token] are what `route` returns, over all experts.
     """
+    if form == PLAIN and suits_compiled(chosen.numel() / len(experts), experts[0]):
+        return _compiled(native.Experts(x, chosen.to(torch.int64), weights, experts, first), workspace)
     wide = operand(x, experts[0], workspace)
     total = workspace.take(x.shape, wide.dtype).zero_()
     last = first + len(experts)
@@ -109,8 +115,21 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
     return total
 
 
+def _compiled(job: native.Experts, workspace: Workspace) -> torch.Tensor:
+    total = workspace.take(job.x.shape, torch.float32).zero_()
+    tokens, hidden = job.x.shape
+    row_bytes = native.packed_bytes(job.weights[0].numel() // (3 * hidden))
+    with workspace.frame():
+        room = tokens * native.packed_bytes(hidden) + min(tokens, ROWS_AT_A_TIME) * row_bytes
+        native.experts(job, total, workspace.take((room,), torch.uint8), torch.get_num_threads())
+    return total
+
+
 def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace) -> torch.Tensor:
     """Return the output of one FFN for every token of x [tokens, hidden], in the workspace; `ffn` is as an expert."""
+    if suits_compiled(len(x), ffn):
+        shares, chosen = torch.ones((len(x), 1)), torch.zeros((len(x), 1), dtype=torch.int64)
+        return _compiled(native.Experts(x, chosen, shares, [ffn], 0), workspace)
     wide = operand(x, ffn, workspace)
     total = workspace.take(x.shape, wide.dtype)
     for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):

@@ -9,7 +9,7 @@ from itertools import cycle
 import torch
 
 from executor.attention import AttentionForm, append_kv, decode_attention, prefill_attention
-from executor.experts import apply_expert, assignments
+from executor.experts import assignments, weighted_sum
 from executor.linear import linear, operand
 from executor.memory import torch_dtype
 from executor.norm import rms_norm
@@ -119,16 +119,13 @@ def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) 
 def _expert_ffn(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
     hidden = _width(size, FFN_RATIO)
     experts = cycle(_copies(3 * size, device, dtype))
-    needed = int(experts_workspace_bytes(rows, hidden, size // hidden, ROUTED_EXPERTS))
-    workspace = _workspace(needed + 4 * rows * hidden, device)
-    first = next(experts)
-    x = operand(_filled(rows * hidden, device, dtype).view(rows, hidden), first, workspace)
-    total = torch.zeros_like(x)
-    tokens = torch.arange(rows, device=device)
-    shares = torch.full((rows, 1), 0.5, device=device)
+    workspace = _workspace(int(experts_workspace_bytes(rows, hidden, size // hidden, ROUTED_EXPERTS)), device)
+    x = _filled(rows * hidden, device, dtype).view(rows, hidden)
+    shares, chosen = torch.full((rows, 1), 0.5, device=device), torch.zeros((rows, 1), dtype=torch.int64, device=device)
 
     def call() -> None:
-        apply_expert(x, tokens, shares, next(experts), workspace, total)
+        with workspace.frame():
+            weighted_sum(x, shares, chosen, [next(experts)], 0, workspace)
 
     return call
 

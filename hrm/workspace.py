@@ -30,6 +30,8 @@ ROWS_AT_A_TIME = 4096
 """Rows worked on at a time, by an expert or widened, so that the workspace stays bounded."""
 _FLOAT32_BYTES = 4
 _ALIGNMENT_BYTES = 64
+_PACKING_BYTES = 192
+"""What the compiled kernels add to a row of float32 at most: 31 numbers to fill a unit, and a cache line."""
 
 
 def piece_rows(outputs: int, inputs: int) -> int:
@@ -41,18 +43,18 @@ def linear_workspace_bytes(rows: Reals, inputs: int, outputs: int) -> Reals:
     """Bound the workspace that a product of `rows` x `inputs` by a weight takes beside its operand and result."""
     rows = np.minimum(rows, ROWS_AT_A_TIME)
     piece = piece_rows(outputs, inputs) * inputs
-    return _FLOAT32_BYTES * (rows * (inputs + outputs) + piece) + 4 * _ALIGNMENT_BYTES
+    return _FLOAT32_BYTES * (rows * (inputs + outputs) + piece) + rows * _PACKING_BYTES + 4 * _ALIGNMENT_BYTES
 
 
 def experts_workspace_bytes(tokens: Reals, hidden: int, intermediate: int, num_experts: int) -> Reals:
     """Bound the workspace of the experts of a layer: the sum, and one expert's rows, whatever the routing."""
     rows = np.minimum(tokens, ROWS_AT_A_TIME)
-    gathered = _FLOAT32_BYTES * 2 * rows * (hidden + intermediate)
+    gathered = (_FLOAT32_BYTES * 2 * (hidden + intermediate) + _PACKING_BYTES) * rows
     pieces = np.maximum(
         linear_workspace_bytes(0, hidden, 2 * intermediate), linear_workspace_bytes(0, intermediate, hidden)
     )
     routing = _FLOAT32_BYTES * tokens * num_experts + linear_workspace_bytes(tokens, hidden, num_experts)
-    sums = _FLOAT32_BYTES * 2 * tokens * hidden
+    sums = (_FLOAT32_BYTES * 2 * hidden + _PACKING_BYTES) * tokens
     widest: Reals = np.maximum(gathered + pieces, routing)
     return sums + widest + 8 * _ALIGNMENT_BYTES
 
@@ -81,6 +83,7 @@ def workspace_bytes(model: ModelSpec, tokens: Reals, sequences: Reals) -> Reals:
         wide * hidden + linear_workspace_bytes(tokens, model.output_projection[0], hidden),
         wide * hidden + experts_workspace_bytes(tokens, hidden, ffn, model.num_experts),
         _FLOAT32_BYTES * sequences * (2 * hidden + model.vocab_size)
+        + linear_workspace_bytes(sequences, hidden, 0)
         + linear_workspace_bytes(0, hidden, model.vocab_size),
         wide * (2 * hidden + cache),
     )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from executor import native
 from executor.native import fallback
+from executor.native import library as library_module
 from hrm.errors import DeviceError
 
 needs_library = pytest.mark.skipif(
@@ -237,7 +238,7 @@ def test_turned_off_it_says_so_and_uses_torch(monkeypatch):
 
 def test_a_missing_library_names_the_remedy(monkeypatch):
     monkeypatch.delenv("HRM_NATIVE", raising=False)
-    monkeypatch.setattr(native, "_library", lambda: None)
+    monkeypatch.setattr(library_module, "_library", lambda: None)
     assert not native.available()
     assert "install a C++ compiler" in native.status_line()
 

@@ -1,28 +1,15 @@
 // Decode attention on the CPU: one query token per sequence over a cache of keys and values, grouped query heads.
 //
-// A plain C interface for ctypes: no Python, torch or OpenMP, so the caller's interpreter lock is released during a call
-// and no second thread pool competes with torch's. `attention_kernel.h` holds the kernel; this file compiles it for each
-// instruction set, picks one at run time and shares the (sequence, KV head) pairs out over threads.
+// A plain C interface for ctypes: no Python and no torch, so the caller's interpreter lock is released during a call.
+// `attention_kernel.h` holds the kernel; this file compiles it for each instruction set, picks one at run time and shares
+// the (sequence, KV head) pairs out over threads.
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <system_error>
-#include <thread>
-#include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "common.h"
 
-#define HRM_EXPORT extern "C" __attribute__((visibility("default")))
-
-// Mirrored field by field in __init__.py; change the version there and here when it changes.
-constexpr int32_t kInterfaceVersion = 1;
+// Mirrored field by field in attention.py; change the version in library.py and here when it changes.
+constexpr int32_t kInterfaceVersion = 2;
 
 struct HrmAttention {
     const void* query;  // [batch, num_query_heads, head_dim]
@@ -43,7 +30,6 @@ struct HrmAttention {
 
 namespace {
 
-enum Path { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 enum Result { kDone = 0, kPathMissing = 1, kLengthBeyondCapacity = 2, kBlockOutsideBuffer = 3, kNoMemory = 4 };
 
 // Small blocks, so that K and V arrive in turn at a steady rate; tuned on Zen 3, where requests 2 KiB ahead beat 1 and 4.
@@ -72,49 +58,6 @@ struct Scratch {
     float *query, *sums, *running;
 };
 
-inline uint32_t bits_of(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-inline float float_of(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// Keeps a value that is used several times in a register, where the compiler would load it again for each use.
-#if defined(__x86_64__)
-#define HRM_IN_REGISTER(value) asm("" : "+v"(value))
-#else
-#define HRM_IN_REGISTER(value)
-#endif
-
-// Rounds to nearest, ties to even; NaN stays NaN.
-inline uint16_t bfloat16_of(float value) {
-    const uint32_t bits = bits_of(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-inline float read(const void* from, int64_t at, bool is_bfloat16) {
-    if (is_bfloat16) return float_of(static_cast<uint32_t>(static_cast<const uint16_t*>(from)[at]) << 16);
-    return static_cast<const float*>(from)[at];
-}
-
-inline void write(void* to, int64_t at, bool is_bfloat16, float value) {
-    if (is_bfloat16)
-        static_cast<uint16_t*>(to)[at] = bfloat16_of(value);
-    else
-        static_cast<float*>(to)[at] = value;
-}
-
-// Requests the cache lines of [from, from + bytes); a request beyond the buffer is ignored by the processor.
-inline void prefetch(const char* from, int bytes) {
-    for (int at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
-}
-
 #define HRM_NAMESPACE portable
 #define HRM_WIDTH 4
 #define HRM_TARGET
@@ -140,35 +83,21 @@ inline void prefetch(const char* from, int bytes) {
 
 using Attend = void (*)(const HrmAttention&, const Shape&, int64_t, int64_t, Scratch&);
 
-bool has(int path) {
-    if (path == kPortable) return true;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (path == kAvx2) return avx2;
-    if (path == kAvx512) return avx512;
-    if (path == kAvx512Bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
-#endif
-    return false;
-}
-
 Attend kernel_for(const HrmAttention& job, int path) {
     const bool narrow = job.cache_is_bfloat16;
 #if defined(__x86_64__)
     // A float32 query would lose digits in a bfloat16 dot product.
     if (path == kAvx512Bf16 && narrow && job.query_is_bfloat16) return avx512_bf16::attend<avx512_bf16::Dot>;
     if (path == kAvx512Bf16 || path == kAvx512)
-        return narrow ? avx512::attend<avx512::Widening<avx512::Bfloat16Cache>>
-                      : avx512::attend<avx512::Widening<avx512::Float32Cache>>;
+        return narrow ? avx512::attend<avx512::Widening<avx512::Bfloat16>>
+                      : avx512::attend<avx512::Widening<avx512::Float32>>;
     if (path == kAvx2)
-        return narrow ? avx2::attend<avx2::Widening<avx2::Bfloat16Cache>>
-                      : avx2::attend<avx2::Widening<avx2::Float32Cache>>;
+        return narrow ? avx2::attend<avx2::Widening<avx2::Bfloat16>>
+                      : avx2::attend<avx2::Widening<avx2::Float32>>;
 #endif
     (void)path;
-    return narrow ? portable::attend<portable::Widening<portable::Bfloat16Cache>>
-                  : portable::attend<portable::Widening<portable::Float32Cache>>;
+    return narrow ? portable::attend<portable::Widening<portable::Bfloat16>>
+                  : portable::attend<portable::Widening<portable::Float32>>;
 }
 
 int check(const HrmAttention& job, int64_t new_tokens) {
@@ -194,6 +123,10 @@ Shape shape_of(const HrmAttention& job) {
 }  // namespace
 
 HRM_EXPORT int32_t hrm_interface_version() { return kInterfaceVersion; }
+
+OpenMp openmp_parallel = nullptr;
+
+HRM_EXPORT void hrm_use_openmp(void* parallel) { openmp_parallel = reinterpret_cast<OpenMp>(parallel); }
 
 HRM_EXPORT int32_t hrm_has_path(int32_t path) { return has(path); }
 
@@ -223,14 +156,7 @@ HRM_EXPORT int32_t hrm_decode_attention(const HrmAttention* job, int32_t path, i
         for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < num_items;)
             attend(*job, shape, item / job->num_kv_heads, item % job->num_kv_heads, scratch);
     };
-    std::vector<std::thread> others;
-    try {
-        for (int64_t worker = 1; worker < num_workers; ++worker) others.emplace_back(work, worker);
-    } catch (const std::system_error&) {
-        // No more threads to be had: those that started, and this one, do the work.
-    }
-    work(0);
-    for (std::thread& other : others) other.join();
+    run_parallel(num_workers, work);
     std::free(memory);
     return kDone;
 }

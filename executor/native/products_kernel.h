@@ -1,0 +1,239 @@
+// Products of rows x with the rows of a weight matrix; included once per instruction set by products.cpp.
+//
+// The including file defines HRM_NAMESPACE, HRM_WIDTH, HRM_TARGET and HRM_BF16_DOT as for attention_kernel.h.
+//
+// Weights lie as published, [outputs, inputs], and are read from memory once per call for up to kMaxRows rows: a block of
+// kMaxOutputs rows by at most kMaxDepth inputs at a time. A tile of sums, rows of x by rows of weights, fills the
+// registers; bfloat16 are widened there as they are used, and the rows of the next tile are requested meanwhile. Each sum
+// is a vector whose lanes are added up at the end of a block, so that no layout but the published one is needed.
+
+namespace HRM_NAMESPACE {
+
+#include "vectors.h"
+
+// Rows of weights in a tile: with the operands, their sums fill 16 registers, or 32 of the wide vectors.
+constexpr int weights_in_tile(int rows) {
+    if (W == 16) return rows <= 2 ? 8 : 6;
+    return rows == 1 ? 8 : rows == 2 ? 4 : 3;
+}
+
+// Half of a unit of weights, as float32. The other half is read from memory again: registers are for the sums.
+HRM_TARGET inline Vec half(const float* at, bool second) { return *reinterpret_cast<const LooseVec*>(second ? at + W : at); }
+HRM_TARGET inline Vec half(const uint16_t* at, bool second) {
+    const LooseBits& bits = *reinterpret_cast<const LooseBits*>(at);
+#if HRM_WIDTH == 8
+    // Written out, for the compiler would take more registers, keep the mask or both halves, and put sums into memory.
+    Vec wide;
+    if (second)
+        asm volatile("vmovdqu %1, %0\n\tvpand %2, %0, %0" : "=&x"(wide) : "m"(bits), "m"(kOdd));
+    else
+        asm volatile("vmovdqu %1, %0\n\tvpslld $16, %0, %0" : "=&x"(wide) : "m"(bits));
+    return wide;
+#else
+    return second ? (Vec)((Bits)bits & 0xffff0000u) : (Vec)((Bits)bits << 16);
+#endif
+}
+
+// sums[weight][row] += weights . x in float32, over `elements` inputs (a multiple of kUnit); `next` is requested meanwhile.
+template <class Element, int kRows>
+struct WideTile {
+    static constexpr int kWeights = weights_in_tile(kRows);
+
+    HRM_TARGET static void multiply(const Element* const* weights, const Element* const* next, const float* const* x,
+                                    int elements, Vec* sums) {
+        for (int64_t at = 0; at < elements; at += kUnit) {
+#pragma GCC unroll 8
+            for (int n = 0; n < kWeights; ++n) __builtin_prefetch(next[n] + at);
+            add_half<false>(weights, x, at, sums);
+            add_half<true>(weights, x, at, sums);
+        }
+    }
+
+    // Whichever is fewer, rows of x or of weights, is kept in registers beside the sums.
+    template <bool kSecond>
+    HRM_TARGET static inline void add_half(const Element* const* weights, const float* const* x, int64_t at, Vec* sums) {
+        if (kRows < 4) {
+            Vec rows[kRows];
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) rows[r] = *reinterpret_cast<const Vec*>(x[r] + at + kSecond * W);
+#pragma GCC unroll 8
+            for (int n = 0; n < kWeights; ++n) {
+                const Vec w = half(weights[n] + at, kSecond);
+#pragma GCC unroll 4
+                for (int r = 0; r < kRows; ++r) sums[n * kRows + r] += w * rows[r];
+            }
+            return;
+        }
+        Vec w[kWeights];
+#pragma GCC unroll 8
+        for (int n = 0; n < kWeights; ++n) w[n] = half(weights[n] + at, kSecond);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+            Vec row = *reinterpret_cast<const Vec*>(x[r] + at + kSecond * W);
+            HRM_IN_TURN(row);
+#pragma GCC unroll 8
+            for (int n = 0; n < kWeights; ++n) sums[n * kRows + r] += w[n] * row;
+        }
+    }
+};
+
+// What the rows of x, and the formats that follow from it, are for weights of a format.
+template <class Weights>
+struct Widened {
+    using Element = typename Weights::Element;
+    using Operand = float;
+    static int slot(int element) { return Weights::slot(element); }
+    static Operand operand(float value) { return value; }
+    static float wide(Element value) { return read(&value, 0, sizeof(Element) == 2); }
+    static float wide_operand(Operand value) { return value; }
+    template <int kRows>
+    using Tile = WideTile<Element, kRows>;
+};
+
+#ifdef HRM_BF16_DOT
+template <int kRows>
+struct DotTile {
+    static constexpr int kWeights = weights_in_tile(kRows);
+
+    HRM_TARGET static void multiply(const uint16_t* const* weights, const uint16_t* const* next,
+                                    const uint16_t* const* x, int elements, Vec* sums) {
+        for (int at = 0; at < elements; at += kUnit) {
+            __m512i w[kWeights];
+#pragma GCC unroll 8
+            for (int n = 0; n < kWeights; ++n) {
+                __builtin_prefetch(next[n] + at);
+                w[n] = _mm512_loadu_si512(weights[n] + at);
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) {
+                const __m512i row = _mm512_loadu_si512(x[r] + at);
+#pragma GCC unroll 8
+                for (int n = 0; n < kWeights; ++n)
+                    sums[n * kRows + r] = _mm512_dpbf16_ps(sums[n * kRows + r], (__m512bh)w[n], (__m512bh)row);
+            }
+        }
+    }
+};
+
+// Both operands bfloat16, sums float32.
+struct Dot {
+    using Element = uint16_t;
+    using Operand = uint16_t;
+    static int slot(int element) { return element; }
+    static Operand operand(float value) { return bfloat16_of(value); }
+    static float wide(Element value) { return read(&value, 0, true); }
+    static float wide_operand(Operand value) { return wide(value); }
+    template <int kRows>
+    using Tile = DotTile<kRows>;
+};
+#endif
+
+// A block of weights: `count` rows `stride` apart, for `elements` inputs from `at` on; `next` is the block after it.
+template <class Element>
+struct Block {
+    const Element *weights, *next;
+    int64_t stride;
+    int count;
+    int64_t at;
+    int elements;
+};
+
+// sums[weight][row] += products, for a multiple of kRows rows.
+template <class Tile, int kRows, class Element, class Operand>
+HRM_TARGET void add_rows(const Block<Element>& block, const Operand* const* x, int num_rows, float* sums) {
+    constexpr int kWeights = Tile::kWeights, kVectors = (kWeights * kRows + W - 1) / W * W;
+    for (int n = 0; n < block.count; n += kWeights) {
+        const Element *weights[kWeights], *next[kWeights];
+        const int valid = std::min(kWeights, block.count - n);
+        for (int t = 0; t < kWeights; ++t) {
+            weights[t] = block.weights + (n + std::min(t, valid - 1)) * block.stride;
+            next[t] = n + kWeights < block.count ? weights[t] + kWeights * block.stride : block.next + t * block.stride;
+        }
+        for (int m = 0; m < num_rows; m += kRows) {
+            const Operand* own[kRows];
+            for (int r = 0; r < kRows; ++r) own[r] = x[m + r] + block.at;
+            Vec acc[kVectors];
+#pragma GCC unroll 32
+            for (int i = 0; i < kVectors; ++i) acc[i] = Vec{};
+            Tile::multiply(weights, next, own, block.elements, acc);
+            Vec products[kVectors / W];
+#pragma GCC unroll 4
+            for (int i = 0; i < kVectors / W; ++i) products[i] = sum_each(acc + i * W);
+            const float* product = reinterpret_cast<const float*>(products);
+            for (int t = 0; t < valid; ++t)
+                for (int r = 0; r < kRows; ++r) sums[(n + t) * kMaxRows + m + r] += product[t * kRows + r];
+        }
+    }
+}
+
+// All rows: eight at a time, so that their part of x stays in L1 beside the weights', then what is left.
+template <class Format>
+HRM_TARGET void add_block(const Block<typename Format::Element>& block, const typename Format::Operand* const* x,
+                          int num_rows, float* sums) {
+    int m = 0;
+    for (int step; m + 4 <= num_rows; m += step) {
+        step = std::min(8, (num_rows - m) / 4 * 4);
+        add_rows<typename Format::template Tile<4>, 4>(block, x + m, step, sums + m);
+    }
+    switch (num_rows - m) {
+        case 1: return add_rows<typename Format::template Tile<1>, 1>(block, x + m, 1, sums + m);
+        case 2: return add_rows<typename Format::template Tile<2>, 2>(block, x + m, 2, sums + m);
+        case 3: return add_rows<typename Format::template Tile<3>, 3>(block, x + m, 3, sums + m);
+    }
+}
+
+// sums[output][row] of a group of outputs, for packed rows x. Inputs that fill no whole unit are added one by one.
+template <class Format>
+HRM_TARGET void multiply(const Job& job, const void* const* packed, int num_rows, float* sums) {
+    const auto* weights = static_cast<const typename Format::Element*>(job.weights);
+    const auto* x = reinterpret_cast<const typename Format::Operand* const*>(packed);
+    const int64_t whole = job.inputs / kUnit * kUnit, blocks = (whole + kMaxDepth - 1) / kMaxDepth;
+    const int64_t depth = blocks ? ((whole + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit : 0;
+    std::memset(sums, 0, sizeof(float) * kMaxRows * job.outputs);
+    for (int64_t at = 0; at < whole; at += depth) {
+        const auto* next = weights + (at + depth < whole ? at + depth : job.inputs * job.outputs);
+        const int elements = static_cast<int>(std::min(depth, whole - at));
+        add_block<Format>({weights + at, next, job.inputs, job.outputs, at, elements}, x, num_rows, sums);
+    }
+    for (int64_t at = whole; at < job.inputs; ++at)
+        for (int n = 0; n < job.outputs; ++n)
+            for (int r = 0; r < num_rows; ++r)
+                sums[n * kMaxRows + r] += Format::wide(weights[n * job.inputs + at]) *
+                                          Format::wide_operand(x[r][whole + Format::slot(static_cast<int>(at - whole))]);
+}
+
+// Packs a row of x for `multiply`: elements in the order of the widened weights.
+template <class Format>
+HRM_TARGET void pack(const void* x, int64_t first, bool is_bfloat16, int64_t inputs, void* to) {
+    typename Format::Operand* packed = static_cast<typename Format::Operand*>(to);
+    for (int64_t unit = 0; unit < inputs; unit += kUnit)
+        for (int i = 0; i < std::min<int64_t>(kUnit, inputs - unit); ++i)
+            packed[unit + Format::slot(i)] = Format::operand(read(x, first + unit + i, is_bfloat16));
+}
+
+// Writes gate = silu(gate) * up into the packed rows of the next product: packed[row][first_output ...].
+template <class Format>
+HRM_TARGET void activate(float* gate, const float* up, int64_t first_output, int outputs, void* const* packed, int num_rows) {
+    const int padded = (num_rows + W - 1) / W * W;
+    for (int n = 0; n < outputs; ++n) {
+        Vec* g = reinterpret_cast<Vec*>(gate + n * kMaxRows);
+        const Vec* u = reinterpret_cast<const Vec*>(up + n * kMaxRows);
+        for (int i = 0; i < padded / W; ++i) {
+            const Vec x = g[i], small = exp2_of((x > 0.0f ? -x : x) * 1.44269504f);
+            g[i] = x * (x > 0.0f ? Vec{} + 1.0f : small) / (small + 1.0f) * u[i];
+        }
+        const int64_t at = (first_output + n) / kUnit * kUnit + Format::slot((first_output + n) % kUnit);
+        for (int r = 0; r < num_rows; ++r)
+            static_cast<typename Format::Operand*>(packed[r])[at] = Format::operand(gate[n * kMaxRows + r]);
+    }
+}
+
+template <class Format>
+constexpr Kernels kernels{multiply<Format>, pack<Format>, activate<Format>};
+
+}  // namespace HRM_NAMESPACE
+
+#undef HRM_NAMESPACE
+#undef HRM_WIDTH
+#undef HRM_TARGET
+#undef HRM_BF16_DOT
