@@ -38,7 +38,7 @@ class ExpertForm:
 
     biased: bool = False
     limit: float | None = None
-    alpha: float = 1.0
+    alpha: float = 1.702
 
     @classmethod
     def of(cls, model: ModelSpec) -> ExpertForm:
