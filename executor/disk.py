@@ -9,10 +9,9 @@ import torch
 
 from executor.direct import aligned_memory
 from executor.expert_file import open_expert_file
-from executor.experts import assignments, swiglu
+from executor.experts import ExpertForm, assignments, swiglu
 from executor.linear import operand
 from executor.memory import torch_dtype
-from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.policy import Policy
 from hrm.schedule.disk_ring import DiskRing
@@ -94,22 +93,21 @@ class DiskTasks:
             found = assignments(shares, chosen, self.state.model.num_experts)
             self._assigned = {number: (rows, parts) for number, rows, parts in found}
         if (mine := self._assigned.get(expert)) is not None:
-            _add_expert(normed, *mine, weights, self.state.workspace, flight.sums[:tokens])
+            self._add_rows(normed, mine, weights, flight.sums[:tokens])
 
-
-def _add_expert(
-    normed: torch.Tensor,
-    tokens: torch.Tensor,
-    shares: torch.Tensor,
-    expert: torch.Tensor,
-    workspace: Workspace,
-    sums: torch.Tensor,
-) -> None:
-    """Add an expert's output for some tokens of `normed` [all tokens, hidden], times their shares, to `sums`."""
-    for rows, part in zip(torch.split(tokens, ROWS_AT_A_TIME), torch.split(shares, ROWS_AT_A_TIME), strict=True):
-        with workspace.frame():
-            gathered = workspace.take((len(rows), normed.shape[1]), normed.dtype)
-            torch.index_select(normed, 0, rows, out=gathered)
-            wide = operand(gathered, expert, workspace)
-            result = swiglu(wide, expert, workspace, workspace.take(wide.shape, wide.dtype))
-            sums.index_add_(0, rows, result.mul_(part))
+    def _add_rows(
+        self,
+        normed: torch.Tensor,
+        mine: tuple[torch.Tensor, torch.Tensor],
+        expert: torch.Tensor,
+        sums: torch.Tensor,
+    ) -> None:
+        """Add an expert's output for its tokens of `normed` [all tokens, hidden], times their shares, to `sums`."""
+        workspace, form = self.state.workspace, ExpertForm.of(self.state.model)
+        for rows, part in zip(*(torch.split(one, ROWS_AT_A_TIME) for one in mine), strict=True):
+            with workspace.frame():
+                gathered = workspace.take((len(rows), normed.shape[1]), normed.dtype)
+                torch.index_select(normed, 0, rows, out=gathered)
+                wide = operand(gathered, expert, workspace)
+                result = swiglu(wide, expert, workspace, workspace.take(wide.shape, wide.dtype), form)
+                sums.index_add_(0, rows, result.mul_(part))
