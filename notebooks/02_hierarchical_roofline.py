@@ -12,15 +12,15 @@
 # ---
 
 # %% [markdown]
-# # The roofs of a machine, and where a mixture-of-experts model stands under them
+# # Two levels and a link: the hierarchical roofline
 #
-# A processor does FLOP at a rate, its memory delivers bytes at a rate, and a link brings bytes from a slower memory at
-# a lower rate still. An operator that does $I$ FLOP per byte can be no faster than the lowest of the three roofs:
+# A GPU computes, but the model lies in CPU memory. A link brings bytes from that slower memory, at a lower rate still.
+# An operator that does $I$ FLOP per byte can be no faster than the lowest of three roofs:
 #
 # $$P = \min(P_\text{peak},\; B_\text{memory} \cdot I_\text{memory},\; B_\text{link} \cdot I_\text{link})$$
 #
-# This notebook measures the roofs of the machine it runs on, then walks through the case study of MoE-Lightning
-# (arXiv 2411.11217, section 3.3): Mixtral 8x7B on a server with an L4-class GPU.
+# This notebook walks through the case study of MoE-Lightning (arXiv 2411.11217, section 3.3): Mixtral 8x7B on a server
+# with an L4-class GPU.
 
 # %%
 import tempfile
@@ -28,9 +28,9 @@ from pathlib import Path
 
 from IPython.display import Image
 
-from hrm import DType, load_model, load_profile, ridge_point
-from hrm.device.opening import open_backend
-from hrm.microbench.profile import Request, profile_machine
+from hrm import DType, load_model, load_profile
+from hrm.operators import experts as count_experts
+from hrm.roofline import balance_point
 from hrm.schedule.task import Phase
 from hrm.units import format_bytes_per_s, format_flop_per_s
 from hrm.views.layer_operators import Shape
@@ -57,25 +57,6 @@ def picture(view, name):
 
 
 # %% [markdown]
-# ## This machine
-#
-# Measured now, in about fifteen seconds: the rate of large matrix products, and of reading memory.
-
-# %%
-here = profile_machine(open_backend("none"), request=Request(quick=True))
-cpu = here.levels["cpu"]
-for dtype, rate in cpu.compute_flop_per_s.items():
-    print(f"matrix products in {dtype}: {format_flop_per_s(rate.roof)}")
-print(f"reading memory: {format_bytes_per_s(cpu.read_bytes_per_s.roof)}")
-print(f"ridge point in float32: {ridge_point(cpu, DType.FLOAT32):.1f} FLOP/byte")
-
-# %%
-picture(place(here, batch_size=64, micro_batch_size=64, dtype=DType.FLOAT32), "here.png")
-
-# %% [markdown]
-# Left of the ridge the memory binds, right of it the cores. Attention in decode stands leftmost: it reads a KV cache
-# of its own for each sequence, and no size of the batch moves it to the right, as it does the others.
-#
 # ## The case study
 #
 # The GPU is 186 times faster than the CPU at arithmetic, and reads its memory three times faster. But the weights do
@@ -148,6 +129,21 @@ for share in (0.0, 0.25, 0.5):
     print(f"{share:10.0%} {split_s:6.3f} s {stream_s:8.3f} s")
 
 # %% [markdown]
+# ## The balance point: what resident weights buy
+#
+# Where the GPU's own memory and the link deliver equally fast (Eq. 11) both are used to the full. Weights that stay on
+# the GPU do not cross the link: the same work then fetches fewer bytes, and P2 is reached by a smaller batch.
+
+# %%
+kernel = count_experts(mixtral, 128.0, DType.FLOAT16)
+balance = balance_point(kernel, server)
+print(f"balance point at mu = 128: {balance.operational_intensity_flop_per_byte:.0f} FLOP per byte over the link")
+for resident in (0, 1, 2, 4):
+    print(f"{resident} of 8 experts resident: P2 at N = {study.turning_points.p2.batch_size * (1 - resident / 8):,.0f}")
+
+# %% [markdown]
+# But what stays takes room from the micro-batch: a smaller mu lowers the kernel, hence P2. That trade is the solver's.
+#
 # ## Check against outside numbers
 #
 # The paper's figures for its case study, read from its text, within the two digits that it gives.
