@@ -235,6 +235,9 @@ def bundled_profiles() -> Iterator[Path]:
 def load_profile(name_or_path: str | Path) -> HardwareProfile:
     """Load a hardware profile by bundled name, by alias, or by path.
 
+    >>> sorted(load_profile("l4-case-study").levels)
+    ['cpu', 'gpu']
+
     Raises
     ------
     FileError

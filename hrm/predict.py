@@ -154,6 +154,24 @@ def predict(
 
     A job of more sequences than `batch_size` runs in waves, the last with what is left.
     Simulating costs milliseconds and more; leave it out of `fidelities` in a search.
+
+    >>> import hrm
+    >>> policy = hrm.Policy(
+    ...     batch_size=1024,
+    ...     micro_batch_size=128,
+    ...     attention_device=hrm.Processor.CPU,
+    ...     ffn_device=hrm.Processor.GPU,
+    ...     resident_experts=0,
+    ...     kv_on_gpu=0.0,
+    ...     schedule=hrm.ScheduleName.CGOPIPE,
+    ...     weight_dtype=hrm.DType.FLOAT16,
+    ...     kv_dtype=hrm.DType.FLOAT16,
+    ... )
+    >>> model, machine = hrm.load_model("mixtral-8x7b"), hrm.load_profile("l4-case-study")
+    >>> job = hrm.Workload(mean_prompt_len=77, max_prompt_len=418, gen_len=32, num_sequences=4096)
+    >>> prediction = predict(policy, model, machine, job, fidelities=(hrm.Fidelity.CEILING,))
+    >>> {str(phase): str(found.lane) for phase, found in prediction.bottleneck.items()}
+    {'prefill': 'gpu', 'decode': 'h2d'}
     """
     total = workload.num_sequences or policy.batch_size
     by_fidelity, chosen = {}, []

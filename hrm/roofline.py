@@ -77,7 +77,12 @@ def level_bytes_per_s(level: Level) -> float:
 
 
 def ridge_point(level: Level, dtype: DType) -> float:
-    """Return the intensity, FLOP/byte, at which a level's memory and compute roofs meet (Eq. 3)."""
+    """Return the intensity, FLOP/byte, at which a level's memory and compute roofs meet (Eq. 3).
+
+    >>> import hrm
+    >>> round(ridge_point(hrm.load_profile("l4-case-study").level("gpu"), hrm.DType.FLOAT16))
+    807
+    """
     return level_flop_per_s(level, dtype) / level_bytes_per_s(level)
 
 
@@ -88,6 +93,13 @@ def attainable(
 
     With `source`, weights and KV are fetched from that level over the link; `batch_ratio` is N/mu when a fetch serves
     the whole batch and not only the micro-batch that the operator was counted for.
+
+    >>> import hrm
+    >>> from hrm.operators import experts
+    >>> streamed = experts(hrm.load_model("mixtral-8x7b"), 128.0, hrm.DType.FLOAT16)
+    >>> found = attainable(streamed, hrm.load_profile("l4-case-study"), "gpu", source="cpu")
+    >>> f"{found.flop_per_s / 1e9:.0f} GFLOP/s, {found.bound}"
+    '512 GFLOP/s, cross-level'
     """
     place = hardware.level(level)
     roofs: dict[Bound, Reals] = {
@@ -141,6 +153,12 @@ def turning_points(
     where the kernel at this micro-batch, min(P_peak^i, B^i·I^i), meets the link. `batch_size` is the N from which on
     the bytes fetched once for the whole batch, those of `for_batch(N)`, reach the intensity; only for operators whose
     weights a batch shares.
+
+    >>> import hrm
+    >>> from hrm.operators import experts
+    >>> kernel = experts(hrm.load_model("mixtral-8x7b"), 128.0, hrm.DType.FLOAT16)
+    >>> turning_points(kernel, hrm.load_profile("l4-case-study")).p1.operational_intensity_flop_per_byte
+    81.25
     """
     link = _link(hardware, slow, fast)
     slow_level, fast_level = hardware.level(slow), hardware.level(fast)

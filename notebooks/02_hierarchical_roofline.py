@@ -32,7 +32,7 @@ from hrm import DType, load_model, load_profile
 from hrm.operators import experts as count_experts
 from hrm.roofline import balance_point
 from hrm.schedule.task import Phase
-from hrm.units import format_bytes_per_s, format_flop_per_s
+from hrm.units import format_flop_per_s
 from hrm.views.layer_operators import Shape
 from hrm.views.placement import place_operators
 from hrm.views.plot import draw_roofline

@@ -49,7 +49,8 @@ pictures = Path(tempfile.mkdtemp())
 plan = solver.solve(problem)
 best = plan.policy
 print(f"N {best.batch_size}, mu {best.micro_batch_size}, resident experts {best.resident_experts}, {best.schedule}")
-print(f"{plan.prediction.times.throughput_tokens_per_s:.1f} tokens/s, decode waits for {plan.prediction.bottleneck[Phase.DECODE].lane}")
+made, lane = plan.prediction.times, plan.prediction.bottleneck[Phase.DECODE].lane
+print(f"{made.throughput_tokens_per_s:.1f} tokens/s, decode waits for {lane}")
 
 # %% [markdown]
 # ## Throughput over N and mu
@@ -105,7 +106,8 @@ Image(pictures / "front.png")
 
 # %%
 for point in front[:: max(1, len(front) // 6)]:
-    print(f"N {point.policy.batch_size:5d}: {point.throughput_tokens_per_s:6.1f} tokens/s, {point.latency_s:7.2f} s a token")
+    rates = f"{point.throughput_tokens_per_s:6.1f} tokens/s, {point.latency_s:7.2f} s a token"
+    print(f"N {point.policy.batch_size:5d}: {rates}")
 
 # %% [markdown]
 # ## Check against outside numbers

@@ -94,7 +94,11 @@ picture(transfer, "KV transfer: the cache takes the link")
 # Over a whole decode pass, simulated. Where no lane is near 100 %, lanes wait for each other.
 
 # %%
-for chosen in (policy, *(replace(policy, schedule=name) for name in (ScheduleName.UNPAGED, ScheduleName.SERIAL)), transfer):
+for chosen in (
+    policy,
+    *(replace(policy, schedule=name) for name in (ScheduleName.UNPAGED, ScheduleName.SERIAL)),
+    transfer,
+):
     prediction = hrm.predict(chosen, model, machine, job, fidelity=hrm.Fidelity.SIMULATED)
     busy = prediction.bottleneck[Phase.DECODE].busy
     lanes = ", ".join(f"{lane} {busy.get(lane, 0.0):4.0%}" for lane in (Lane.H2D, Lane.GPU, Lane.CPU))
@@ -110,16 +114,18 @@ for chosen in (policy, *(replace(policy, schedule=name) for name in (ScheduleNam
 padded = replace(job, padded=True, mean_prompt_len=77.0)
 problem = solver.Problem(model=model, hardware=machine, workload=padded, weight_dtype=half, kv_dtype=half)
 names = (ScheduleName.CGOPIPE, ScheduleName.KV_TRANSFER, ScheduleName.LAYERWISE)
-best = {name: solver.solve(replace(problem, schedule=name)) for name in names}
-rates = {name: plan.prediction.by_fidelity[hrm.Fidelity.SIMULATED].throughput_tokens_per_s for name, plan in best.items()}
+best = {name: solver.solve(replace(problem, schedules=(name,))) for name in names}
+rates = {
+    name: plan.prediction.by_fidelity[hrm.Fidelity.SIMULATED].throughput_tokens_per_s for name, plan in best.items()
+}
 for name, rate in rates.items():
     print(f"{name:12s} {rate:6.1f} tokens/s, CGOPipe {rates[ScheduleName.CGOPIPE] / rate:.2f} times as fast")
 
 # %% [markdown]
 # ## Check against outside numbers
 #
-# Published (MoE-Lightning, sections 5 and 6, padded prompts): CGOPipe beats GPU attention with KV transfer (FlexGen) 1.3
-# to 3.5 times, layer-wise streaming (ZeRO-Inference) 2 to 7 times.
+# Published (MoE-Lightning, sections 5 and 6, padded prompts): CGOPipe beats GPU attention with KV transfer (FlexGen)
+# 1.3 to 3.5 times, layer-wise streaming (ZeRO-Inference) 2 to 7 times.
 
 # %%
 published = {ScheduleName.KV_TRANSFER: (1.3, 3.5), ScheduleName.LAYERWISE: (2.0, 7.0)}

@@ -15,8 +15,8 @@
 # # Predicted against measured
 #
 # A model of performance is worth what it predicts. Two tests: the whole loop on this machine, with a device that is
-# *emulated* (a second core with memory and a link of its own; its compute and copies are real, its pace is imposed), and
-# eleven runs that others published.
+# *emulated* (a second core with memory and a link of its own; its compute and copies are real, its pace is imposed),
+# and eleven runs that others published.
 
 # %%
 import math
@@ -39,7 +39,9 @@ folder = Path(tempfile.mkdtemp())
 # `hrm demo` makes a model that does not fit its emulated device, profiles, solves, runs the plan and compares.
 
 # %%
-subprocess.run([sys.executable, "-m", "hrm", "demo", "--folder", folder, "--gen-len", "8"], check=True, capture_output=True)
+subprocess.run(
+    [sys.executable, "-m", "hrm", "demo", "--folder", folder, "--gen-len", "8"], check=True, capture_output=True
+)
 report = hrm.load_run_report(folder / "run.json")
 for name in ("prefill_s", "decode_s", "throughput_tokens_per_s"):
     said, found = report.predicted[name], getattr(report.measured, name)
@@ -68,7 +70,9 @@ runs = [(run.name, run.measured, run.predicted(run.hardware)) for run in read_ru
 figure, axes = plt.subplots(figsize=(5, 4.5), layout="constrained")
 axes.loglog([found for _, found, _ in runs], [said for _, _, said in runs], "o", color="#0072B2")
 axes.loglog([8, 500], [8, 500], color="black", linewidth=1, label="predicted = measured")
-axes.fill_between([8, 500], [8 / 1.3, 500 / 1.3], [8 * 1.3, 500 * 1.3], color="#0072B2", alpha=0.12, label="within a factor of 1.3")
+axes.fill_between(
+    [8, 500], [8 / 1.3, 500 / 1.3], [8 * 1.3, 500 * 1.3], color="#0072B2", alpha=0.12, label="within a factor of 1.3"
+)
 axes.set(xlabel="measured by others, tokens/s", ylabel="predicted, tokens/s")
 axes.legend(loc="upper left")
 plt.show()
@@ -88,5 +92,6 @@ print(f"{len(runs)} published runs: typical factor {typical:.3f}, largest {large
 assert match
 
 # %% [markdown]
-# **Takeaway.** Roofs measured beforehand, counted bytes and a simulated schedule predict real runs to some ten per cent,
-# across machines, models and engines. Where they miss, the lane that was busier than predicted says which number to doubt.
+# **Takeaway.** Roofs measured beforehand, counted bytes and a simulated schedule predict real runs to some ten per
+# cent, across machines, models and engines. Where they miss, the lane that was busier than predicted says which number
+# to doubt.

@@ -128,7 +128,8 @@ plan = solver.solve(problem)
 policy, made = plan.policy, plan.prediction
 print(f"N {policy.batch_size}, mu {policy.micro_batch_size}, {policy.resident_experts} of 128 experts on the GPU")
 print(f"attention on the {policy.attention_device}, schedule {policy.schedule}")
-print(f"{made.times.throughput_tokens_per_s:.0f} tokens/s, the whole job in {made.times.prefill_s + made.times.decode_s:.0f} s")
+job_s = made.times.prefill_s + made.times.decode_s
+print(f"{made.times.throughput_tokens_per_s:.0f} tokens/s, the whole job in {job_s:.0f} s")
 for phase in Phase:
     print(f"{phase}: {made.bottleneck[phase].lane} binds ({made.bottleneck[phase].bound})")
 

@@ -157,6 +157,19 @@ def solve(
     `auto` simulates the best three that differ, and takes the best of them; where several tie, the simplest. Without
     `simulate` the best at `ceiling` is taken. `milp` and `grid` prove that one.
 
+    >>> import hrm
+    >>> import solver
+    >>> problem = solver.Problem(
+    ...     model=hrm.load_model("mixtral-8x7b"),
+    ...     hardware=hrm.load_profile("l4-case-study"),
+    ...     workload=hrm.Workload(mean_prompt_len=77, max_prompt_len=418, gen_len=32, num_sequences=4096),
+    ...     weight_dtype=hrm.DType.FLOAT16,
+    ...     kv_dtype=hrm.DType.FLOAT16,
+    ... )
+    >>> plan = solve(problem, simulate=False)
+    >>> plan.policy.attention_device, plan.policy.ffn_device
+    (<Processor.CPU: 'cpu'>, <Processor.GPU: 'gpu'>)
+
     Raises
     ------
     InfeasibleError

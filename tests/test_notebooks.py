@@ -23,13 +23,22 @@ def test_runs(path):
     """Its own checks are assertions in its cells; an error in any cell fails here."""
     notebook = jupytext.read(path)
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent.parent)}}
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent.parent)}}
     )
     client.execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
     assert any("image/png" in output.get("data", {}) for output in shown)
     assert "match True" in "".join(output.get("text", "") for output in shown)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_committed_outputs_belong_to_the_text(path):
+    """Else: scripts/notebooks."""
+    text, shown = jupytext.read(path), jupytext.read(path.with_suffix(".ipynb"))
+
+    assert [cell.source for cell in shown.cells] == [cell.source for cell in text.cells]
+    assert any(cell.get("outputs") for cell in shown.cells)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

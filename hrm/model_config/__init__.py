@@ -64,6 +64,9 @@ def bundled_models() -> list[str]:
 def load_model(name_or_path: str | Path) -> ModelSpec:
     """Load a model by bundled name, or from a checkpoint folder or a Hugging Face `config.json`.
 
+    >>> load_model("mixtral-8x7b").total_parameters
+    46702792704
+
     Raises
     ------
     FileError
