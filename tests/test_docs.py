@@ -4,6 +4,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -20,7 +21,8 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 def blocks(text: str) -> list[str]:
     """Return the indented blocks of a document, dedented."""
-    found, block = [], []
+    found: list[str] = []
+    block: list[str] = []
     for line in [*text.splitlines(), "end"]:
         if line.startswith("    ") or (block and not line):
             block.append(line[4:])
@@ -55,7 +57,7 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_have_the_options_that_documents_give_them(path):
     for words in commands(path.read_text()):
-        command = get_command(app)
+        command: Any = get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
         known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
