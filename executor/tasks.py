@@ -21,12 +21,12 @@ class TaskRunner:
 
     def __init__(self, state: WaveState) -> None:
         prefill, decode, split = PrefillTasks(state), DecodeTasks(state), SplitTasks(state)
-        disk = DiskTasks(state)
+        disk, pages = DiskTasks(state), _PageTasks(state)
         self._state = state
         self._dropping = False
         self._of_all_micro_batches = {
-            TaskKind.PAGE_PIN: self._page,
-            TaskKind.PAGE_COPY: self._page,
+            TaskKind.PAGE_PIN: pages.pin,
+            TaskKind.PAGE_COPY: pages.copy,
             TaskKind.DISK_READ: disk.read,
             TaskKind.KEPT_EXPERTS: disk.kept,
             TaskKind.DISK_EXPERTS: disk.compute,
@@ -73,10 +73,18 @@ class TaskRunner:
         """Let work that was submitted and has not begun do nothing: the run is over."""
         self._dropping = True
 
-    def _page(self, step: Step) -> None:
-        experts, use = self._state.experts, self._state.use(step)
-        move = experts.pin_page if step.task.kind is TaskKind.PAGE_PIN else experts.copy_page
-        move(step.task.layer, step.task.part, use)
+
+class _PageTasks:
+    """The handlers of pages; apart from the runner, which would else hold itself, and a wave's memory, in a circle."""
+
+    def __init__(self, state: WaveState) -> None:
+        self._state = state
+
+    def pin(self, step: Step) -> None:
+        self._state.experts.pin_page(step.task.layer, step.task.part, self._state.use(step))
+
+    def copy(self, step: Step) -> None:
+        self._state.experts.copy_page(step.task.layer, step.task.part, self._state.use(step))
 
 
 def _nothing(_: Step) -> None:

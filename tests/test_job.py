@@ -2,6 +2,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,21 +196,26 @@ def test_a_run_that_fails_at_once_leaves_nothing(job, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl"}
 
 
-@pytest.fixture
-def full_disk():
-    """Files may not grow beyond so many bytes: as on a full disk, but for files of this process only."""
+@contextmanager
+def full_disk(count):
+    """Files may not grow beyond so many bytes: as on a full disk, but for files of this process only.
+
+    Only for as long as it must be: pytest's own output may go to a file too.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda count: resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_on_a_full_disk_the_job_goes_on_and_nothing_that_was_kept_is_lost(mixtral, job, full_disk):
+def test_on_a_full_disk_the_job_goes_on_and_nothing_that_was_kept_is_lost(mixtral, job):
     _, _, expected = mixtral
     write_lines(job.prompts, [line | {"id": line["id"] * 60} for line in read_lines(job.prompts)])
-    full_disk(800)
-    with pytest.raises(FileError, match=r"File too large; answers are kept in .*partial, but for ") as caught:
+    wanted = r"File too large; answers are kept in .*partial, but for "
+    with full_disk(800), pytest.raises(FileError, match=wanted) as caught:
         do(job)
-    full_disk(resource.RLIM_INFINITY)
     assert not job.output.exists()
     kept = len(job.journal.read_bytes().splitlines()) - 1
     assert 0 < kept < 7
@@ -221,23 +227,21 @@ def test_on_a_full_disk_the_job_goes_on_and_nothing_that_was_kept_is_lost(mixtra
     assert [tuple(line["tokens"]) for line in read_lines(job.output)] == expected
 
 
-def test_an_output_that_fits_is_written_though_the_journal_was_cut_short(mixtral, job, full_disk):
+def test_an_output_that_fits_is_written_though_the_journal_was_cut_short(mixtral, job):
     _, _, expected = mixtral
-    full_disk(700)
-
-    do(job)
+    with full_disk(700):
+        do(job)
 
     assert [tuple(line["tokens"]) for line in read_lines(job.output)] == expected
     assert not job.journal.exists()
 
 
-def test_what_found_no_room_is_written_once_there_is_some(tmp_path, full_disk):
+def test_what_found_no_room_is_written_once_there_is_some(tmp_path):
     journal = Journal(tmp_path / "kept", {"plan": "x"})
     journal.add({1: {"id": "a"}})
-    full_disk(60)
-    journal.add({2: {"id": "b" * 60}})
+    with full_disk(60):
+        journal.add({2: {"id": "b" * 60}})
     assert (journal.unsaved, journal.problem) == ([2], "File too large")
-    full_disk(resource.RLIM_INFINITY)
 
     journal.add({3: {"id": "c"}})
     journal.close()
