@@ -78,7 +78,9 @@ axes.plot(best.batch_size, best.micro_batch_size, "o", color="white", markeredge
 axes.set(xscale="log", yscale="log", xlabel="N, sequences in flight", ylabel="mu, sequences per kernel")
 figure.colorbar(mesh, label="generated tokens/s at ceiling")
 axes.legend(loc="upper left")
-plt.show()
+figure.savefig(pictures / "throughput.png", dpi=110)
+plt.close(figure)
+Image(pictures / "throughput.png")
 
 # %% [markdown]
 # To the right the experts' weights, which cross the link once per pass, serve more sequences: throughput grows with N

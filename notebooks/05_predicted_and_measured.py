@@ -26,6 +26,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from IPython.display import Image
 
 import hrm
 from benchmarks.published_runs import RUNS, read_runs
@@ -58,7 +59,9 @@ lanes = sorted(measured, key=lambda lane: measured[lane])
 axes.barh([f"{lane}" for lane in lanes], [100 * measured[lane] for lane in lanes], color="#0072B2", height=0.5)
 axes.set(xlabel="busy in decode, % of the time (measured, emulated device)", xlim=(0, 100))
 axes.set_title(f"predicted to bind: {bottleneck['lane']}", loc="left", fontsize=10)
-plt.show()
+figure.savefig(folder / "lanes.png", dpi=110)
+plt.close(figure)
+Image(folder / "lanes.png")
 
 # %% [markdown]
 # ## Runs of others
@@ -75,7 +78,9 @@ axes.fill_between(
 )
 axes.set(xlabel="measured by others, tokens/s", ylabel="predicted, tokens/s")
 axes.legend(loc="upper left")
-plt.show()
+figure.savefig(folder / "published.png", dpi=110)
+plt.close(figure)
+Image(folder / "published.png")
 
 # %%
 for name, found, said in runs:

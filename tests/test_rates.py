@@ -163,7 +163,7 @@ def test_lanes_share_host_memory_unless_the_profile_says_what():
     bus = SharedRate(bytes_per_s=rate(2e9, measured=1e9), drawn_by={"h2d": 1.0})
 
     assert memory.bytes_per_s == ceiling(datasheet()).read_bytes_per_s("cpu")
-    assert memory.drawn_by == {"cpu": 1.0, "h2d": 1.0, "d2h": 1.0, "pin": 2.0}
+    assert memory.drawn_by == {"cpu": 1.0, "h2d": 1.0, "d2h": 1.0, "pin": 2.0, "disk": 1.0}
     for rates, expected in ((ceiling, 1e9), (roof, 2e9)):
         (found,) = rates(replace(datasheet(), shared={"bus": bus})).shared
         assert (found.name, found.bytes_per_s, found.drawn_by) == ("bus", expected, bus.drawn_by)

@@ -133,7 +133,7 @@ def test_a_program_is_written_where_one_is_made(tmp_path):
 
 def test_what_binds_is_named_as_in_the_program():
     narrow = solved(problem(machine(link_bytes_per_s=1e5), schedules=(ScheduleName.LAYERWISE,)))
-    small = machine(gpu=level(1e13, 1e12, capacity_bytes=100_000), link_bytes_per_s=1e7)
+    small = machine(gpu=level(1e13, 1e12, capacity_bytes=60_000), link_bytes_per_s=1e7)
     full = solved(problem(small, job=workload(num_sequences=60), schedules=(ScheduleName.LAYERWISE,)))
 
     assert {"prefill_gpu", "decode_1_gpu"} <= set(narrow.search.binding)
