@@ -86,7 +86,8 @@ def ranges(problem: Problem, grid: PolicyGrid) -> list[tuple[Column, Column]]:
 def memory_rows(problem: Problem, grid: PolicyGrid, least: Column, most: Column) -> tuple[MemoryRow, ...]:
     """Return the bytes of a grid's candidates, device by device, affine from `least` to `most` resident experts."""
     ends = (least, np.maximum(least, most))
-    fewest, all_of_them = (demand(with_resident(grid, end), problem.model, problem.workload) for end in ends)
+    fewest = demand(with_resident(grid, ends[0]), problem.model, problem.workload)
+    all_of_them = fewest if most is least else demand(with_resident(grid, ends[1]), problem.model, problem.workload)
     apart = ends[1] - ends[0]
     rows = []
     for device in _devices(grid):
