@@ -121,8 +121,6 @@ def test_the_number_of_threads_does_not_change_a_bit(path, monkeypatch):
 
 
 def test_infinite_and_large_numbers_go_through_the_activation_unharmed():
-    if not native.available():
-        pytest.skip("no compiled library here")
     x = torch.tensor([[1e4], [-1e4], [0.0]])
     flat = torch.tensor([1.0, 1.0, 1.0])
     out = torch.zeros(3, 1)
