@@ -1,31 +1,15 @@
 """`hrm run` on a tiny model: what it writes, says and exits with, and that other verbs read what it recorded."""
 
 import json
-import sys
 
 import pytest
 
 from executor.journal import Journal
-from hrm.cli.main import main
 from tests.engines import prompts_for, tiny_model
 
 ON_THE_CPU = ["--hardware", "epyc-zen3-vm-2-cores", "--weight-dtype", "float32", "--kv-dtype", "float32"]
 LENGTHS = ["--prompt-len", "6", "--max-prompt-len", "11", "--gen-len", "6"]
 SIZES = ["--batch-size", "4", "--micro-batch-size", "2", "--attention-device", "cpu", "--ffn-device", "cpu"]
-
-
-@pytest.fixture
-def hrm(monkeypatch, capsys):
-    """Run a command line; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        captured = capsys.readouterr()
-        return exited.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
