@@ -8,7 +8,8 @@ from typing import Any
 from hrm.files import to_plain
 from hrm.hardware import HardwareProfile
 from hrm.report import show_lines, show_table
-from hrm.validation.judgement import JudgedCase, Judgement, Quantity
+from hrm.validation.judged_case import JudgedCase, Quantity
+from hrm.validation.judgement import Judgement
 from hrm.validation.quantities import END_TO_END
 from hrm.validation.targets import targets
 

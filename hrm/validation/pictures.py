@@ -10,7 +10,7 @@ from hrm.hardware import HardwareProfile, Level
 from hrm.schedule.task import Lane, Phase, TaskKind
 from hrm.units import format_bytes_per_s, format_flop_per_s, format_s
 from hrm.validation.cases import Bar
-from hrm.validation.judgement import JudgedCase
+from hrm.validation.judged_case import JudgedCase
 from hrm.validation.quantities import END_TO_END
 from hrm.validation.svg import INK, MARKS, PALETTE, LogAxes, element, key, picture, text
 from hrm.views.gantt import STYLES

@@ -14,7 +14,8 @@ from hrm.model import ModelSpec
 from hrm.records import record
 from hrm.report_validation import case_rows, decision_rows, error_rows, order_rows, target_rows
 from hrm.validation.cases import Run
-from hrm.validation.judgement import JudgedCase, Judgement
+from hrm.validation.judged_case import JudgedCase
+from hrm.validation.judgement import Judgement
 from hrm.validation.pictures import error_strips, legend, roof_legend, roofline, scatter, timelines
 from hrm.validation.svg import key
 from hrm.validation.timelines import predicted_bars
