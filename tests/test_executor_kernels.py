@@ -60,6 +60,26 @@ def test_linear_is_the_product_in_every_format_and_by_every_way(monkeypatch, row
     torch.testing.assert_close(wide.double(), expected, rtol=2e-2, atol=5e-2)
 
 
+def test_whether_a_processor_has_a_formats_products_is_asked_on_one_thread_by_its_own_time(monkeypatch):
+    # Two threads on a busy machine wait for each other: both formats then take as long as the scheduler's turns.
+    threads = []
+
+    def probe_s(_: torch.dtype) -> float:
+        threads.append(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr(linear_module, "_probe_s", probe_s)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert linear_module.is_native.__wrapped__(torch.bfloat16, "cpu")
+
+        assert threads == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_rms_norm_is_that_of_transformers():
     torch.manual_seed(0)
     reference = MixtralRMSNorm(32, eps=1e-5)
