@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MIB = 1 << 20
 
@@ -34,23 +34,40 @@ def prompts_of(job: dict[str, Any]) -> list[list[int]]:
     return [[drawn.randrange(3, job["vocab_size"]) for _ in range(job["prompt_len"])] for _ in range(job["sequences"])]
 
 
+class Planned(NamedTuple):
+    """What the engine needs of a plan: the policy may be another than the best."""
+
+    policy: Any
+    model: Any
+    workload: Any
+
+
 def ours(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a plan."""
+    """Run a policy."""
     from executor import Engine, Prompt
     from hrm.device.host import HostBackend
-    from hrm.plan import load_plan
+    from hrm.files import from_plain
+    from hrm.model_config import load_model
+    from hrm.policy import Policy
+    from hrm.workload import Workload
 
     prompts = [Prompt(id=str(at), tokens=tuple(tokens)) for at, tokens in enumerate(prompts_of(job))]
+    workload = Workload.from_prompt_lens((job["prompt_len"],) * len(prompts), job["gen_len"])
+    plan = Planned(from_plain(Policy, job["policy"], where="policy"), load_model(job["checkpoint"]), workload)
     backend = HostBackend()
-    engine = Engine(load_plan(job["plan"]), job["checkpoint"], backend, ram_limit_bytes=job["limit_bytes"])
+    engine = Engine(plan, job["checkpoint"], backend, ram_limit_bytes=job["limit_bytes"])
     generation = engine.generate(prompts)
     backend.close()
     measured = generation.measured
     return {
         "tokens_per_s": measured.throughput_tokens_per_s,
         "decode_tokens_per_s": measured.decode_throughput_tokens_per_s,
-        "seconds": measured.prefill_s + measured.decode_s,
+        "prefill_s": measured.prefill_s,
+        "decode_s": measured.decode_s,
         "busy": {phase: dict(lanes) for phase, lanes in measured.busy.items()},
+        "task_s": {
+            phase: {kind: took.seconds for kind, took in tasks.items()} for phase, tasks in measured.task_s.items()
+        },
         "first_tokens": [completion.tokens[0] for completion in generation.completions[:8]],
     }
 

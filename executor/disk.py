@@ -9,8 +9,7 @@ import torch
 
 from executor.direct import aligned_memory
 from executor.expert_file import open_expert_file
-from executor.experts import ExpertForm, assignments, swiglu
-from executor.linear import operand
+from executor.experts import ExpertForm, assignments, feed_forward
 from executor.memory import torch_dtype
 from hrm.model import ModelSpec
 from hrm.policy import Policy
@@ -108,6 +107,4 @@ class DiskTasks:
             with workspace.frame():
                 gathered = workspace.take((len(rows), normed.shape[1]), normed.dtype)
                 torch.index_select(normed, 0, rows, out=gathered)
-                wide = operand(gathered, expert, workspace)
-                result = swiglu(wide, expert, workspace, workspace.take(wide.shape, wide.dtype), form)
-                sums.index_add_(0, rows, result.mul_(part))
+                sums.index_add_(0, rows, feed_forward(gathered, expert, workspace, form).mul_(part))

@@ -125,14 +125,14 @@ def _compiled(job: native.Experts, workspace: Workspace) -> torch.Tensor:
     return total
 
 
-def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace) -> torch.Tensor:
+def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace, form: ExpertForm = PLAIN) -> torch.Tensor:
     """Return the output of one FFN for every token of x [tokens, hidden], in the workspace; `ffn` is as an expert."""
-    if suits_compiled(len(x), ffn):
+    if form == PLAIN and suits_compiled(len(x), ffn):
         shares, chosen = torch.ones((len(x), 1)), torch.zeros((len(x), 1), dtype=torch.int64)
         return _compiled(native.Experts(x, chosen, shares, [ffn], 0), workspace)
     wide = operand(x, ffn, workspace)
     total = workspace.take(x.shape, wide.dtype)
     for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):
         with workspace.frame():
-            swiglu(part, ffn, workspace, result)
+            swiglu(part, ffn, workspace, result, form)
     return total

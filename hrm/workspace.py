@@ -65,7 +65,8 @@ def gathered_expert_workspace_bytes(tokens: Reals, hidden: int, intermediate: in
     pieces = np.maximum(
         linear_workspace_bytes(0, hidden, 2 * intermediate), linear_workspace_bytes(0, intermediate, hidden)
     )
-    gathered: Reals = _FLOAT32_BYTES * rows * (3 * hidden + 2 * intermediate) + pieces + 8 * _ALIGNMENT_BYTES
+    row_bytes = _FLOAT32_BYTES * (3 * hidden + 2 * intermediate) + 2 * _PACKING_BYTES
+    gathered: Reals = row_bytes * rows + pieces + 8 * _ALIGNMENT_BYTES
     return gathered
 
 

@@ -1,5 +1,6 @@
 """Experts on disk: the same answers as with all of them in memory, whole files or none, and errors that say where."""
 
+import json
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from executor.direct import DirectFile, aligned_memory
 from executor.engine import Engine
 from executor.expert_file import open_expert_file
+from executor.job import Job, run_job
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.errors import FileError
@@ -147,6 +149,47 @@ def test_a_read_error_names_file_and_byte(tmp_path, monkeypatch):
 
     with pytest.raises(FileError, match=f"file: cannot be read at byte {12 * DISK_BLOCK_BYTES}: Input/output error"):
         DirectFile(path).read(0, aligned_memory(16 * DISK_BLOCK_BYTES))
+
+
+def cut_short(path, _):
+    os.truncate(path, 5 * DISK_BLOCK_BYTES)
+
+
+def break_disk(_, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("executor.direct.os.preadv", broken)
+
+
+@pytest.mark.parametrize(("fault", "said"), [(cut_short, "ends at byte"), (break_disk, "cannot be read at byte")])
+def test_a_disk_that_fails_under_way_costs_no_answer_that_was_made(mixtral, tmp_path, monkeypatch, fault, said):
+    """The error names file and byte; what was answered is kept, and the same job goes on from there."""
+    folder, prompts, expected = mixtral
+    lines = [{"id": prompt.id, "tokens": list(prompt.tokens)} for prompt in prompts]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = Job(checkpoint=folder, prompts=tmp_path / "prompts.jsonl", output=tmp_path / "out.jsonl")
+    plan, path = plan_for(folder, policy_of(batch_size=2, disk_experts=3)), folder / "experts-float32.hrm-pages"
+
+    def fail(progress):
+        if progress.answered == 2:
+            fault(path, monkeypatch)
+
+    backend = HostBackend(threads=1)
+    with pytest.raises(FileError, match=rf"experts-float32.hrm-pages: {said} \d+"):
+        run_job(plan, job, backend, fail)
+    backend.close()
+
+    assert not job.output.exists()
+    kept = [json.loads(line) for line in job.journal.read_text().splitlines()[1:]]
+    assert len(kept) == 2
+    monkeypatch.undo()
+    path.unlink()
+    backend = HostBackend(threads=1)
+    result = run_job(plan, job, backend)
+    backend.close()
+    assert (result.resumed, result.answered) == (2, len(prompts))
+    assert [tuple(json.loads(line)["tokens"]) for line in job.output.read_text().splitlines()] == expected
 
 
 @pytest.mark.parametrize("requests", [1, 3, 4, 9])
