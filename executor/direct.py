@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,15 +15,28 @@ import torch
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES
 
-__all__ = ["DirectFile", "aligned_memory"]
+__all__ = ["DirectFile", "Reading", "aligned_memory", "finish"]
+
+Reading = Sequence[Future[None]]
+"""Requests in flight that were asked for together."""
 
 REQUESTS = 4
-"""Requests in flight; a piece of a file is cut into as many."""
+"""Requests in flight at most; a piece of a file is cut into as many."""
 
 
 def aligned_memory(num_bytes: int) -> torch.Tensor:
     """Return zeroed host memory that begins at a page, as reads past the page cache ask for: flat, uint8."""
     return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+
+
+def finish(reading: Reading) -> None:
+    """Wait until all was read that was begun together, and raise the first error of it.
+
+    Whatever fails, nothing of it is still being written when this returns.
+    """
+    for error in [request.exception() for request in reading]:
+        if error is not None:
+            raise error
 
 
 class DirectFile:
@@ -55,19 +69,14 @@ class DirectFile:
         FileError
             When the file ends early or the disk fails; the text names file and offset.
         """
+        finish(self.begin(offset, target))
+
+    def begin(self, offset: int, target: torch.Tensor) -> Reading:
+        """Ask for what `read` reads; `target` is whole when `finish` returns. What is asked for first is read first."""
         blocks = target.numel() // DISK_BLOCK_BYTES
         bounds = [blocks * at // self._requests * DISK_BLOCK_BYTES for at in range(self._requests + 1)]
         view = target.numpy().data
-        parts = [(offset + first, view[first:last]) for first, last in pairwise(bounds)]
-        others = [self._threads.submit(self._read, *part) for part in parts[1:]]
-        try:
-            self._read(*parts[0])
-        finally:
-            # Whatever fails, nothing may still be written into the buffer after this returns.
-            errors = [other.exception() for other in others]
-        for error in errors:
-            if error is not None:
-                raise error
+        return [self._threads.submit(self._read, offset + first, view[first:last]) for first, last in pairwise(bounds)]
 
     def _read(self, offset: int, target: memoryview) -> None:
         done = 0

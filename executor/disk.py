@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from executor.direct import aligned_memory
+from executor.direct import Reading, aligned_memory, finish
 from executor.expert_file import open_expert_file
 from executor.experts import ExpertForm, assignments, feed_forward
 from executor.memory import torch_dtype
@@ -25,6 +26,9 @@ __all__ = ["DiskStore", "DiskTasks"]
 class DiskStore:
     """The last experts of each layer, on disk, and the ring of buffers between.
 
+    While an expert is waited for, the next one is asked for too where its buffer is free: else the disk would rest
+    from an expert's last request to the first of the next.
+
     Raises
     ------
     FileError
@@ -38,6 +42,8 @@ class DiskStore:
         self._parameters = model.expert_parameters
         self.kept = model.num_experts - policy.disk_experts
         """Experts of each layer that are in memory, the first ones."""
+        self._begun: dict[int, Reading] = {}
+        self._used = -1
         self._buffers = [aligned_memory(self._file.expert_bytes) for _ in range(policy.num_disk_buffers(model))]
 
     def load(self, layer: int, expert: int, target: torch.Tensor) -> None:
@@ -46,9 +52,28 @@ class DiskStore:
         target.copy_(self._weights(0))
 
     def read(self, layer: int, part: int, pass_index: int) -> None:
-        """Read an expert into the buffer of this use."""
-        buffer = self._buffers[self._ring.buffer(pass_index, layer, part)]
-        self._file.read(layer, self.kept + part, buffer)
+        """Read an expert into the buffer of this use; uses come in order, from 0 on in each round."""
+        use = self._ring.use(pass_index, layer, part)
+        if use == 0:
+            self._forget()
+        reading = self._begun.pop(use, None) or self._begin(use)
+        if use + 1 - self._ring.buffers <= self._used:
+            self._begun[use + 1] = self._begin(use + 1)
+        finish(reading)
+
+    def used(self, layer: int, part: int, pass_index: int) -> None:
+        """Note that an expert's buffer is free again."""
+        self._used = self._ring.use(pass_index, layer, part)
+
+    def _forget(self) -> None:
+        """Let go of what an earlier round asked for and did not want any more."""
+        for reading in self._begun.values():
+            wait(reading)
+        self._begun, self._used = {}, -1
+
+    def _begin(self, use: int) -> Reading:
+        layer, part, _ = self._ring.at(use)
+        return self._file.begin(layer, self.kept + part, self._buffers[use % self._ring.buffers])
 
     def expert(self, layer: int, part: int, pass_index: int) -> torch.Tensor:
         """Return an expert that was read, flat."""
@@ -80,6 +105,7 @@ class DiskTasks:
         state, disk, (_, layer, part) = self.state, self.state.disk, step.task.key
         assert disk is not None
         self._add(step, disk.kept + part, disk.expert(layer, part, step.pass_index))
+        disk.used(layer, part, step.pass_index)
         if part == state.policy.disk_experts - 1:
             hidden = state.all_hidden(step)
             hidden.add_(state.buffers.disk.sums[: len(hidden)])

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from executor.direct import DirectFile, aligned_memory
+from executor.direct import DirectFile, Reading, aligned_memory, finish
 from executor.loading import CheckpointReader
 from executor.memory import torch_dtype
 from executor.parameters import load_experts
@@ -51,8 +51,12 @@ class ExpertFile:
 
     def read(self, layer: int, expert: int, target: torch.Tensor) -> None:
         """Read an expert into `target`, `expert_bytes` of aligned memory."""
+        finish(self.begin(layer, expert, target))
+
+    def begin(self, layer: int, expert: int, target: torch.Tensor) -> Reading:
+        """Ask for what `read` reads."""
         number = self._model.moe_layers.index(layer) * self._model.num_experts + expert
-        self._file.read(DISK_BLOCK_BYTES + number * self.expert_bytes, target)
+        return self._file.begin(DISK_BLOCK_BYTES + number * self.expert_bytes, target)
 
 
 def open_expert_file(policy: Policy, model: ModelSpec, checkpoint_dir: Path) -> ExpertFile:

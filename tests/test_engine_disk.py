@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from executor.direct import DirectFile, aligned_memory
+from executor.disk import DiskStore
 from executor.engine import Engine
-from executor.expert_file import open_expert_file
+from executor.expert_file import ExpertFile, open_expert_file
 from executor.job import Job, run_job
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
@@ -190,6 +191,35 @@ def test_a_disk_that_fails_under_way_costs_no_answer_that_was_made(mixtral, tmp_
     backend.close()
     assert (result.resumed, result.answered) == (2, len(prompts))
     assert [tuple(json.loads(line)["tokens"]) for line in job.output.read_text().splitlines()] == expected
+
+
+def test_the_next_expert_is_asked_for_early_but_never_into_a_buffer_in_use(mixtral, monkeypatch):
+    folder, _, _ = mixtral
+    policy = policy_of(disk_experts=3, disk_buffers=2)
+    store, asked = DiskStore(policy, plan_for(folder, policy).model, folder), []
+    begin = ExpertFile.begin
+
+    def noted(file, layer, expert, target):
+        asked.append((layer, expert))
+        return begin(file, layer, expert, target)
+
+    monkeypatch.setattr(ExpertFile, "begin", noted)
+    store.read(0, 0, 0)
+    assert asked == [(0, 1), (0, 2)]
+    store.read(0, 1, 0)
+    assert asked == [(0, 1), (0, 2)]
+    store.used(0, 0, 0)
+    store.used(0, 1, 0)
+    store.read(0, 2, 0)
+    assert asked == [(0, 1), (0, 2), (0, 3), (1, 1)]
+    # The next round wants the first one again.
+    store.read(0, 0, 0)
+    assert asked[4:] == [(0, 1), (0, 2)]
+    store.read(0, 1, 0)
+    read = [store.expert(0, part, 0).clone() for part in (0, 1)]
+    for part, wanted in enumerate(read):
+        store.load(0, 1 + part, found := torch.empty_like(wanted))
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("requests", [1, 3, 4, 9])

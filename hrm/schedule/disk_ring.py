@@ -46,6 +46,10 @@ class DiskRing:
 
     def before(self, layer: int, part: int) -> Use:
         """Return the expert that was last in the buffer which this one is read into."""
-        pass_index, place = divmod(self.use(0, layer, part) - self.buffers, self._in_pass)
+        return self.at(self.use(0, layer, part) - self.buffers)
+
+    def at(self, use: int) -> Use:
+        """Return the expert of a use's number; its pass is minus `passes_ago`."""
+        pass_index, place = divmod(use, self._in_pass)
         ordinal, part = divmod(place, self.parts)
         return Use(self.layers[ordinal], part, -pass_index)
