@@ -32,9 +32,10 @@ setup(
         ),
         Extension(
             "hrm.microbench.native._streams",
-            sources=["hrm/microbench/native/streams.c"],
+            sources=["hrm/microbench/native/streams.c", "hrm/microbench/native/reads.c"],
             depends=["hrm/microbench/native/streams_path.h"],
-            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden"],
+            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-pthread", "-fvisibility=hidden"],
+            extra_link_args=["-pthread"],
             optional=True,
         ),
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ PROMPT_LEN, GEN_LEN, SEQUENCES = 16, 10, 4
 SMALL = ModelSpec(
     name="small",
     family="mixtral",
-    num_layers=4,
+    num_layers=2,
     hidden_size=256,
     intermediate_size=1024,
     num_query_heads=4,
@@ -49,17 +51,19 @@ class _Job:
     workload: Workload
 
 
-def small_runs(backend: Backend) -> tuple[TaskRun, ...]:
-    """Run the small model by each placement that the backend has room for."""
+def small_runs(backend: Backend, budget_s: float = math.inf) -> tuple[TaskRun, ...]:
+    """Run the small model by each placement that the backend has room for; no further one when the time is spent."""
+    end_s = time.perf_counter() + budget_s
     workload = Workload.from_prompt_lens((PROMPT_LEN,) * SEQUENCES, GEN_LEN)
     prompts = [Prompt(id=str(index), tokens=(index + 1,) * PROMPT_LEN) for index in range(SEQUENCES)]
-    runs = []
+    runs: list[TaskRun] = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "small"
         synth(checkpoint, SMALL)
         for policy in _policies():
             needed_bytes = ledger(policy, SMALL, workload).gpu.total_bytes
-            if needed_bytes <= backend.memory_capacity_bytes - backend.memory_used_bytes:
+            has_room = needed_bytes <= backend.memory_capacity_bytes - backend.memory_used_bytes
+            if has_room and (not runs or time.perf_counter() < end_s):
                 job = _Job(policy=policy, model=SMALL, workload=workload)
                 seconds = _task_seconds(Engine(job, checkpoint, backend), prompts)
                 runs.append(TaskRun(policy=policy, model=SMALL, workload=workload, seconds=seconds))

@@ -1,10 +1,13 @@
-"""The compiled streaming kernels: what they compute, what they refuse."""
+"""The compiled parts of the profiler: what the streaming kernels compute and refuse, what the reader reads."""
+
+import mmap
+import os
 
 import pytest
 import torch
 
 from hrm.microbench import native
-from hrm.microbench.native import GRANULE_BYTES, Stream, stream, streams
+from hrm.microbench.native import GRANULE_BYTES, Stream, read_requests, stream, streams
 
 WORDS = 4 * GRANULE_BYTES // 8
 
@@ -15,6 +18,7 @@ def test_without_the_library_there_are_no_kernels(monkeypatch):
     monkeypatch.setattr(native, "_library", lambda: None)
 
     assert (native.available(), native.streams(), native.instruction_set()) == (False, (), "")
+    assert not read_requests(0, [mmap.mmap(-1, 4096)], [0])
 
 
 @compiled
@@ -50,3 +54,31 @@ def test_copies_copy_and_triads_add(kind):
 def test_buffers_that_do_not_suit_are_refused(buffers):
     with pytest.raises(ValueError, match="COPY: "):
         stream(Stream.COPY, buffers, 1)
+
+
+@compiled
+@pytest.mark.parametrize("depth", [1, 3])
+def test_each_request_is_read_into_a_buffer(tmp_path, depth):
+    path, size = tmp_path / "file", 4096
+    path.write_bytes(b"".join(bytes([number]) * size for number in range(depth)))
+    buffers = [mmap.mmap(-1, size) for _ in range(depth)]
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        assert read_requests(handle, buffers, [number * size for number in range(depth)] * 2)
+    finally:
+        os.close(handle)
+
+    assert all(len(set(buffer[:])) == 1 for buffer in buffers)
+    assert {buffer[0] for buffer in buffers} <= set(range(depth))
+
+
+@compiled
+def test_a_read_past_the_end_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4096))
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Input/output error"):
+            read_requests(handle, [mmap.mmap(-1, 4096)], [0, 4096])
+    finally:
+        os.close(handle)

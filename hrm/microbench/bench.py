@@ -28,25 +28,25 @@ TORCH_DTYPES = {
     DType.FLOAT16: torch.float16,
 }
 
-_QUICK_S, _THOROUGH_S = 9.5, 105.0
-"""Time a whole profile aims at; what is under way is finished, so the end comes a little later."""
+_QUICK_S, _THOROUGH_S = 10.5, 112.0
+"""Time a whole profile takes. With what starting the program takes, 15 s and 2 minutes on two cores."""
 
 
 class Bench:
     """The backend measured and the time left; `say` reports progress in short lines.
 
-    A disk has `more_s` of its own, so that it takes nothing from the kernels' tables.
+    The time is dealt out: `begin_part` gives what is measured next its share, and measuring ends with the share or with
+    the profile, but not before each case was timed `MIN_ROUNDS` times.
     """
 
-    def __init__(
-        self, backend: Backend, *, quick: bool, more_s: float = 0.0, progress: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, *, quick: bool, progress: Callable[[str], None] | None = None) -> None:
         self.backend = backend
         self.quick = quick
         self.rounds = 3 if quick else 7
-        self.case_s = 0.05 if quick else 0.2
+        self.case_s = 0.04 if quick else 0.1
         """Longest that one repeat should take where its size can be chosen."""
-        self._deadline_s = time.perf_counter() + (_QUICK_S if quick else _THOROUGH_S) + more_s
+        self._deadline_s = time.perf_counter() + (_QUICK_S if quick else _THOROUGH_S)
+        self._part_end_s = self._deadline_s
         self._progress = progress
         self._log: list[dict[str, Any]] = []
 
@@ -54,6 +54,15 @@ class Bench:
     def left_s(self) -> float:
         """Seconds until the profile should end; negative when it is late."""
         return self._deadline_s - time.perf_counter()
+
+    @property
+    def part_left_s(self) -> float:
+        """Seconds left to what is measured now; negative when it is late."""
+        return self._part_end_s - time.perf_counter()
+
+    def begin_part(self, share_s: float) -> None:
+        """Give what is measured next so many seconds, or what is left where that is less."""
+        self._part_end_s = min(time.perf_counter() + share_s, self._deadline_s)
 
     def say(self, text: str) -> None:
         """Report what is measured next."""
@@ -75,15 +84,17 @@ class Bench:
         once()
         return once()
 
-    def times(self, lane: Lane, works: Mapping[K, Callable[[], object]]) -> dict[K, Samples]:
-        """Time pieces of work on a lane, one at a time, in turn."""
+    def times(self, lane: Lane, works: Mapping[K, Callable[[], object]], *, to_come: int = 1) -> dict[K, Samples]:
+        """Time pieces of work on a lane, one at a time, in turn; one of so many such measurements of this part."""
         timed: dict[K, Timed] = {key: on_lane(self.backend, lane, work) for key, work in works.items()}
         warm_up(timed)
-        return measure(timed, rounds=self.rounds, budget_s=self.rounds * 2 * self.case_s * len(works), log=self.log)
+        return measure(timed, rounds=self.rounds, budget_s=self.part_left_s / to_come, log=self.log)
 
-    def rates(self, lane: Lane, cases: Mapping[K, tuple[float, Callable[[], object]]]) -> dict[K, Samples]:
+    def rates(
+        self, lane: Lane, cases: Mapping[K, tuple[float, Callable[[], object]]], *, to_come: int = 1
+    ) -> dict[K, Samples]:
         """Measure rates on a lane; each case is an amount (FLOP or bytes) and the work that does it."""
-        times = self.times(lane, {key: work for key, (_, work) in cases.items()})
+        times = self.times(lane, {key: work for key, (_, work) in cases.items()}, to_come=to_come)
         return {key: tuple(amount / seconds for seconds in times[key]) for key, (amount, _) in cases.items()}
 
     def made_for(self, lane: Lane, make: Callable[[torch.device], T]) -> T:

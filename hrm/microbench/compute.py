@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product as pairs
 
 import torch
@@ -40,6 +42,7 @@ _SIZES = (256, 512, 1024, 2048, 4096, 8192)
 _INNER, _COLUMNS, _ROWS = 1, 2, 0
 _STRETCHES = (4.0, 2.0, 0.5)
 """From the best square on, each side in turn is made so many times as long: long inner sides suit some processors."""
+_SEARCHED = (DType.FLOAT32, DType.BFLOAT16)
 _MOST_BYTES = 256 * MIB
 _CLOSE, _FINALISTS = 0.9, 3
 """So many of the shapes that a first trial puts within this share of the best are measured."""
@@ -91,25 +94,29 @@ def best_shapes(bench: Bench, lane: Lane) -> tuple[ProductSamples, ...]:
     """Find, per dtype and number of threads, the shapes at which a product runs fastest.
 
     A dtype that is absurdly slow on a tiny product is not tried larger, for half a second would become minutes; one
-    that torch cannot multiply is left out.
+    that torch cannot multiply is left out. Of a dtype that predictions seldom go by only squares are tried, unless it
+    is faster than float32.
     """
     counts = sorted({1, len(lane_cores(bench))}) if lane is Lane.CPU else [0]
     if bench.quick:
         counts = counts[-1:]
     dtypes = TORCH_DTYPES if bench.quick else _KINDS
     tiny_s = {dtype: found for dtype in dtypes if (found := _tiny_s(bench, lane, dtype)) is not None}
-    chosen = []
-    for dtype, threads in pairs(tiny_s, counts):
+    chosen: list[ProductSamples] = []
+    searches = list(pairs(tiny_s, counts))
+    for done, (dtype, threads) in enumerate(searches):
         absurd = tiny_s[dtype] > ABSURD_FACTOR * tiny_s[DType.FLOAT32]
         if not absurd:
-            chosen += [_found(dtype, threads, shape) for shape in _fastest(bench, lane, dtype, threads)]
+            is_worth_it = dtype in _SEARCHED or tiny_s[dtype] < tiny_s[DType.FLOAT32]
+            budget_s = bench.part_left_s / (len(searches) - done) if is_worth_it else 0.0
+            chosen += [_found(dtype, threads, shape) for shape in _fastest(bench, lane, (dtype, threads), budget_s)]
         elif threads == counts[-1]:
-            chosen.append(ProductSamples(dtype=dtype, threads=threads, shape=_TINY, absurd=True, flop_per_s=()))
+            chosen.append(_found(dtype, threads, _TINY, absurd=True))
     return tuple(chosen)
 
 
-def _found(dtype: DType, threads: int, shape: Shape) -> ProductSamples:
-    return ProductSamples(dtype=dtype, threads=threads, shape=shape, absurd=False, flop_per_s=())
+def _found(dtype: DType, threads: int, shape: Shape, *, absurd: bool = False) -> ProductSamples:
+    return ProductSamples(dtype=dtype, threads=threads, shape=shape, absurd=absurd, flop_per_s=())
 
 
 def _tiny_s(bench: Bench, lane: Lane, dtype: DType) -> float | None:
@@ -121,19 +128,23 @@ def _tiny_s(bench: Bench, lane: Lane, dtype: DType) -> float | None:
         return None
 
 
-def _fastest(bench: Bench, lane: Lane, dtype: DType, threads: int) -> list[Shape]:
-    """Try squares as long as one takes no longer than a repeat may, then stretch the sides of the best one by one."""
+def _fastest(bench: Bench, lane: Lane, kind: tuple[DType, int], budget_s: float) -> list[Shape]:
+    """Try squares as long as one takes no longer than a repeat may, then stretch the sides of the best one by one.
+
+    The search ends when its time is spent.
+    """
+    end_s = time.perf_counter() + budget_s
     tried: dict[Shape, float] = {}
     for size in _SIZES:
         if tried and not _fits(bench, lane, (size,) * 3, tried):
             break
-        _try(bench, lane, (dtype, threads), (size, size, size), tried)
-    for side in () if bench.quick else (_INNER, _COLUMNS, _ROWS):
-        best = max(tried, key=lambda shape: tried[shape])
-        for factor in _STRETCHES:
-            rows, inner, columns = (int(old * factor) if at == side else old for at, old in enumerate(best))
-            if _fits(bench, lane, (rows, inner, columns), tried):
-                _try(bench, lane, (dtype, threads), (rows, inner, columns), tried)
+        _try(bench, lane, kind, (size, size, size), tried)
+    for side, factor in () if bench.quick else pairs((_INNER, _COLUMNS, _ROWS), _STRETCHES):
+        if factor == _STRETCHES[0]:
+            best = max(tried, key=lambda shape: tried[shape])
+        rows, inner, columns = (int(old * factor) if at == side else old for at, old in enumerate(best))
+        if time.perf_counter() < end_s and _fits(bench, lane, (rows, inner, columns), tried):
+            _try(bench, lane, kind, (rows, inner, columns), tried)
     top = max(tried.values())
     close = sorted((shape for shape in tried if tried[shape] >= _CLOSE * top), key=lambda shape: -tried[shape])
     return close[: 1 if bench.quick else _FINALISTS]
@@ -167,20 +178,12 @@ def _room_bytes(bench: Bench, lane: Lane) -> int:
 def product_samples(bench: Bench, lane: Lane, chosen: tuple[ProductSamples, ...]) -> tuple[ProductSamples, ...]:
     """Measure the chosen shapes, those of a dtype in turn; repeats last as long as they may."""
     measured = []
-    for dtype in dict.fromkeys(one.dtype for one in chosen):
+    dtypes = list(dict.fromkeys(one.dtype for one in chosen))
+    for done, dtype in enumerate(dtypes):
         own = [one for one in chosen if one.dtype is dtype]
         cases = {(one.threads, one.shape): _repeated(bench, lane, one) for one in own}
-        rates = bench.rates(lane, cases)
-        measured += [
-            ProductSamples(
-                dtype=dtype,
-                threads=one.threads,
-                shape=one.shape,
-                absurd=one.absurd,
-                flop_per_s=rates[one.threads, one.shape],
-            )
-            for one in own
-        ]
+        rates = bench.rates(lane, cases, to_come=len(dtypes) - done)
+        measured += [replace(one, flop_per_s=rates[one.threads, one.shape]) for one in own]
     return tuple(measured)
 
 

@@ -24,6 +24,8 @@ __all__ = ["contention", "shared_host_memory"]
 _READ_BYTES, _READ_CHUNKS = 32 * MIB, 8
 _COPY_BYTES = MIB // 2
 _GEMM_SIZE, _GEMM_ROWS = 1024, 128
+_SHORTEST_S = 0.05
+"""Least time that all lanes work side by side, alone."""
 
 Work = Callable[[], object]
 _AloneTogether = tuple[list[float], list[float]]
@@ -38,10 +40,9 @@ def contention(bench: Bench) -> dict[str, float]:
     compared are lower quartiles: contention slows every piece of work, a passing disturbance only some.
     """
     works = _lane_works(bench)
-    window_s = 0.12 if bench.quick else 0.4
-    counts = {lane: math.ceil(window_s / bench.seconds(lane, work)) for lane, work in works.items()}
+    counts = _counts(bench, works, 6)
     rounds = clean_rounds(
-        lambda: _round(bench, works, counts), rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s, log=bench.log
+        lambda: _round(bench, works, counts), rounds=MIN_ROUNDS, budget_s=bench.part_left_s, log=bench.log
     )
     shares = {}
     for lane in works:
@@ -65,8 +66,7 @@ def shared_host_memory(bench: Bench) -> SharedRate:
         drawn_by[Lane.GPU] = 1.0
         cases[Lane.GPU] = (float(_read_bytes(bench, Lane.GPU)), _reader(bench, Lane.GPU))
     works = {lane: work for lane, (_, work) in cases.items()}
-    window_s = 0.12 if bench.quick else 0.4
-    counts = {lane: math.ceil(window_s / bench.seconds(lane, work)) for lane, work in works.items()}
+    counts = _counts(bench, works, 2)
 
     def total_bytes_per_s() -> float:
         spans = _overlapping(_run(bench, works, counts))
@@ -74,10 +74,17 @@ def shared_host_memory(bench: Bench) -> SharedRate:
             drawn_by[lane] * amount / statistics.median(_durations(spans[lane])) for lane, (amount, _) in cases.items()
         )
 
-    rounds = clean_rounds(total_bytes_per_s, rounds=MIN_ROUNDS, budget_s=5 * MIN_ROUNDS * window_s, log=bench.log)
+    rounds = clean_rounds(total_bytes_per_s, rounds=MIN_ROUNDS, budget_s=bench.part_left_s, log=bench.log)
     return SharedRate(
         bytes_per_s=Rate(measured=summary(rounds)), drawn_by={str(lane): share for lane, share in drawn_by.items()}
     )
+
+
+def _counts(bench: Bench, works: Mapping[Lane, Work], windows: int) -> dict[Lane, int]:
+    """Choose how often each lane does its work in a window, so that rounds of so many windows fit the part's time."""
+    once_s = {lane: bench.seconds(lane, work) for lane, work in works.items()}
+    window_s = max(_SHORTEST_S, bench.part_left_s / (MIN_ROUNDS * windows))
+    return {lane: math.ceil(window_s / seconds) for lane, seconds in once_s.items()}
 
 
 def _read_bytes(bench: Bench, lane: Lane) -> int:

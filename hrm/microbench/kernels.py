@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -12,18 +12,20 @@ from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
 from hrm.hardware import Measurement
 from hrm.microbench.bench import Bench
-from hrm.microbench.measure import Timed, measure, on_lane, summary, warm_up
+from hrm.microbench.measure import MIN_ROUNDS, Timed, measure, on_lane, summary
 from hrm.records import record
 from hrm.schedule.task import Lane
 
 __all__ = ["KernelProbe", "MakeKernel", "measure_table", "table_jobs"]
 
 MakeKernel = Callable[[int, int, Lane, torch.device], Callable[[], object]]
+_Operands = Callable[[torch.device], Callable[[], object]]
+"""Makes the operands of one shape, and returns a call of the kernel on them."""
 
 _QUICK_ROWS = 4
-_SECOND_COLUMN_S = 0.4
+_SECOND_COLUMN_S = 0.3
 """What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
-_REPEAT_S, _QUICK_REPEAT_S, _MOST_CALLS = 0.02, 0.01, 64
+_REPEAT_S, _MOST_CALLS = 0.01, 64
 """What a repeat should last at least, and how many calls of a kernel it may take for that."""
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
 
@@ -65,14 +67,17 @@ def measure_table(
     """
     deadline_s = time.perf_counter() + budget_s
     sizes = _ends(probe.sizes) if coarse else probe.sizes
+    wanted = min(len(probe.rows), _QUICK_ROWS) if coarse else len(probe.rows)
     columns: dict[int, _Column] = {}
-    rows: int | None = probe.rows[len(probe.rows) // 2]
-    while rows is not None:
-        columns[rows] = _measure_column(bench, probe, _LANES[level], sizes, rows)
+    rows: int | None = probe.rows[(len(probe.rows) - 1) // 2]
+    while rows is not None and len(columns) < wanted:
+        share_s = (deadline_s - time.perf_counter()) / (wanted - len(columns))
+        operands = {size: _made(probe, _LANES[level], size, rows) for size in sizes}
+        columns[rows] = _measure_column(bench, _LANES[level], operands, share_s)
         left_s = deadline_s - time.perf_counter()
         if len(columns) == 1:
             left_s = max(left_s, _SECOND_COLUMN_S)
-        rows = None if coarse and len(columns) == _QUICK_ROWS else _next_rows(bench, probe.rows, columns, left_s)
+        rows = _next_rows(probe.rows, columns, left_s)
     measured = sorted(columns)
     cells = [[columns[rows].cells[size] for rows in measured] for size in sizes]
     return CeilingTable(
@@ -93,38 +98,36 @@ class _Column:
     cells: dict[int, Measurement]
     make_s: float
 
-    def expected_s(self, bench: Bench, more_rows: float) -> float:
-        """Return what a column of `more_rows` times the rows would take: its operands, two trials, the rounds."""
+    def expected_s(self, more_rows: float) -> float:
+        """Return what a column of `more_rows` times the rows takes at least: its operands, two trials, the rounds."""
         calls_s = sum(cell.median for cell in self.cells.values()) * max(1.0, more_rows)
-        return self.make_s + 2 * calls_s + (bench.rounds + 1) * max(calls_s, len(self.cells) * _repeat_s(bench))
+        return self.make_s + 2 * calls_s + MIN_ROUNDS * max(calls_s, len(self.cells) * _REPEAT_S)
 
 
-def _repeat_s(bench: Bench) -> float:
-    return _QUICK_REPEAT_S if bench.quick else _REPEAT_S
+def _measure_column(bench: Bench, lane: Lane, operands: Mapping[int, _Operands], share_s: float) -> _Column:
+    """Measure a row count by size, in as many rounds as its share of the time allows, which are `MIN_ROUNDS` or more.
 
-
-def _measure_column(bench: Bench, probe: KernelProbe, lane: Lane, sizes: tuple[int, ...], rows: int) -> _Column:
+    The trials that tell how many calls a repeat makes have warmed each kernel up.
+    """
     begun_s = time.perf_counter()
-    calls = {size: bench.made_for(lane, _made(probe, lane, size, rows)) for size in sizes}
+    calls = {size: bench.made_for(lane, make) for size, make in operands.items()}
     made_s = time.perf_counter()
     timed = {size: _timed(bench, lane, call) for size, call in calls.items()}
-    warmed_s = time.perf_counter()
-    warm_up(timed)
-    once_s = time.perf_counter() - warmed_s
-    times = measure(timed, rounds=bench.rounds, budget_s=bench.rounds * once_s, log=bench.log)
-    return _Column(cells={size: summary(times[size]) for size in sizes}, make_s=made_s - begun_s)
+    left_s = begun_s + share_s - time.perf_counter()
+    times = measure(timed, rounds=bench.rounds, budget_s=left_s, log=bench.log)
+    return _Column(cells={size: summary(found) for size, found in times.items()}, make_s=made_s - begun_s)
 
 
-def _made(probe: KernelProbe, lane: Lane, size: int, rows: int) -> Callable[[torch.device], Callable[[], object]]:
+def _made(probe: KernelProbe, lane: Lane, size: int, rows: int) -> _Operands:
     return lambda device: probe.make(size, rows, lane, device)
 
 
-def _next_rows(bench: Bench, wanted: tuple[int, ...], columns: dict[int, _Column], left_s: float) -> int | None:
+def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: float) -> int | None:
     """Return the row count to measure next in the time left: most rows, fewest, then the farthest from the measured."""
 
     def fits(rows: int) -> bool:
         nearest = min(columns, key=lambda done: abs(math.log(rows / done)))
-        return columns[nearest].expected_s(bench, rows / nearest) <= left_s
+        return columns[nearest].expected_s(rows / nearest) <= left_s
 
     def distance(rows: int) -> float:
         return min(abs(math.log(rows / done)) for done in columns)
@@ -143,7 +146,7 @@ def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
 
     A call on its own would find its threads asleep and its temporaries gone from the cache.
     """
-    calls = min(_MOST_CALLS, math.ceil(_repeat_s(bench) / bench.seconds(lane, call)))
+    calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / bench.seconds(lane, call)))
 
     def several() -> None:
         for _ in range(calls):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from hrm.microbench.bench import Bench, Samples
-from hrm.microbench.measure import MIN_ROUNDS, clean_rounds
+from hrm.microbench.measure import clean_rounds
 from hrm.records import record
 from hrm.schedule.task import Lane
 from hrm.units import MIB
@@ -111,5 +111,5 @@ def both_ways_samples(bench: Bench) -> dict[Lane, Samples]:
             rates[lane] = len(inside) * size / (inside[-1].ended_s - inside[0].started_s)
         return rates
 
-    kept = clean_rounds(once, rounds=bench.rounds, budget_s=MIN_ROUNDS * 4 * bench.case_s, log=bench.log)
+    kept = clean_rounds(once, rounds=bench.rounds, budget_s=bench.part_left_s, log=bench.log)
     return {lane: tuple(rates[lane] for rates in kept) for lane in lanes}

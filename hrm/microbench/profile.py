@@ -29,6 +29,7 @@ from hrm.microbench.measure import CpuWatch
 from hrm.microbench.memory import MemorySamples, cache_samples, device_memory_samples, host_memory_samples
 from hrm.microbench.notes import Notes
 from hrm.microbench.overheads import TaskRun, overheads
+from hrm.microbench.shares import SMALL_JOB, kept_back_s, share_s
 from hrm.records import record
 from hrm.schedule.task import Lane
 from hrm.units import format_s
@@ -37,13 +38,12 @@ if TYPE_CHECKING:
     from hrm.device.backend import Backend
 
 T = TypeVar("T")
+SmallRuns = Callable[["Backend", float], tuple[TaskRun, ...]]
 
 __all__ = ["Request", "profile_machine"]
 
-_SECOND_VISIT_S = 28.0
-"""Kept back from the kernels' time for the second look at the host's memory and products."""
-_DISK_VISIT_S = 12.0
-"""What a look at the disk takes, about; the second one has it kept back."""
+_WEIGHT_16_BIT = 2.0
+"""A table in a 16-bit format has so many times the time of one in float32: models are published in those."""
 
 
 @record
@@ -82,6 +82,7 @@ class _Run:
         """Say what is measured, and measure it if the journal does not have it."""
         self.bench.say(name)
         self.bench.take_log()
+        self.bench.begin_part(share_s(name, quick=self.bench.quick))
         return self.journal.section(name, kind, measure, self.bench.take_log)
 
     def host(self, visit: int) -> HostSamples:
@@ -138,21 +139,23 @@ class _Run:
         notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
         return rate
 
-    def small_runs(self, make: Callable[[Backend], tuple[TaskRun, ...]]) -> tuple[TaskRun, ...]:
+    def small_runs(self, make: SmallRuns) -> tuple[TaskRun, ...]:
         """Run the small jobs."""
-        return self.section("tasks of a small job", _TASK_RUNS, lambda: make(self.bench.backend))
+        bench = self.bench
+        return self.section(SMALL_JOB, _TASK_RUNS, lambda: make(bench.backend, share_s(SMALL_JOB, quick=bench.quick)))
 
     def tables(
         self, notes: Notes, probes: Sequence[KernelProbe], levels: Iterable[str], request: Request
     ) -> tuple[CeilingTable, ...]:
-        """Measure the kernels' tables in the time of their own, else in what is left; second visits' is kept back."""
+        """Measure the kernels' tables in the time of their own, else in what is left less what follows gets."""
         jobs, bench, kernels_s = table_jobs(probes, levels), self.bench, request.kernels_s
-        kept_back_s = 0.0 if bench.quick else _SECOND_VISIT_S + (_DISK_VISIT_S if request.disk else 0.0)
-        end_s = kept_back_s if kernels_s is None else bench.left_s - kernels_s
+        later = (SMALL_JOB, *(() if bench.quick else _second_visits(request)))
+        end_s = kept_back_s(later, quick=bench.quick) if kernels_s is None else bench.left_s - kernels_s
         coarse = bench.quick and kernels_s is None
         tables = []
         for done, (probe, level) in enumerate(jobs):
-            budget_s = max(0.0, bench.left_s - end_s) / (len(jobs) - done)
+            weights = [_WEIGHT_16_BIT if one.dtype.bytes_per_element <= 2 else 1.0 for one, _ in jobs[done:]]
+            budget_s = max(0.0, bench.left_s - end_s) * weights[0] / sum(weights)
             name = f"kernel {probe.kernel} in {probe.dtype} on {level}"
             measure = partial(measure_table, bench, probe, level, budget_s=budget_s, coarse=coarse)
             table = self.section(name, CeilingTable, measure)
@@ -166,6 +169,10 @@ _MEMORY = cast("type[dict[str, MemorySamples]]", dict[str, MemorySamples])
 _TASK_RUNS = tuple[TaskRun, ...]
 _RATES = cast("type[dict[str, Samples]]", dict[str, Samples])
 _PRODUCTS = tuple[ProductSamples, ...]
+
+
+def _second_visits(request: Request) -> tuple[str, ...]:
+    return ("host memory", "host caches", "host products", *(("disk",) if request.disk else ()))
 
 
 def _named(samples: dict[Lane, Samples]) -> dict[str, Samples]:
@@ -213,13 +220,14 @@ def profile_machine(
     probes: Sequence[KernelProbe] = (),
     request: Request | None = None,
     *,
-    small_runs: Callable[[Backend], tuple[TaskRun, ...]] | None = None,
+    small_runs: SmallRuns | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> HardwareProfile:
     """Measure the machine behind `backend`: levels, links, kernel ceilings, contention, a disk if one is asked for.
 
     `probes` are kernels to make ceiling tables of, in what the time leaves: up to 15 s when quick, else 2 minutes.
-    `small_runs` runs small jobs on the backend, from which it is learnt what tasks take beyond their kernels.
+    `small_runs` runs small jobs on the backend, in about so many seconds, from which it is learnt what tasks take
+    beyond their kernels.
 
     Raises
     ------
@@ -231,8 +239,7 @@ def profile_machine(
     if request.disk is not None:
         check_disk(request.disk)
     facts = system_facts()
-    more_s = 2 * _DISK_VISIT_S if request.disk and not request.quick else 0.0
-    run = _Run(Bench(backend, quick=request.quick, more_s=more_s, progress=progress), _journal(request))
+    run = _Run(Bench(backend, quick=request.quick, progress=progress), _journal(request))
     notes = Notes(request.command)
     host = run.host(1)
     levels, links, shares, shared = _beside_the_host(run, notes)

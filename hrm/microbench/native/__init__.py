@@ -1,13 +1,17 @@
-"""Streaming kernels compiled for the CPU: read, copy and triad, with regular and with non-temporal stores.
+"""Compiled parts of the profiler: kernels that stream through memory, and reads of a file with several in flight.
 
-An optional part of the installation, as `executor.native` is: without a C compiler the profiler measures reading and
-copying through torch, and leaves out what torch has no kernel for. A call goes through ctypes, which releases the
-interpreter lock, so threads of Python can work side by side.
+The kernels read, copy and do the triad, with regular and with non-temporal stores. All of it is an optional part of the
+installation, as `executor.native` is: without a C compiler the profiler measures reading and copying through torch,
+leaves out what torch has no kernel for, and reads files by threads of Python. A call goes through ctypes, which
+releases the interpreter lock, so threads of Python can work side by side.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -17,13 +21,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GRANULE_BYTES", "Stream", "available", "instruction_set", "stream", "streams"]
+__all__ = ["GRANULE_BYTES", "Stream", "available", "instruction_set", "read_requests", "stream", "streams"]
 
 GRANULE_BYTES = 512
 """Lengths are multiples of this."""
 
 _ALIGNMENT_BYTES = 64
-_INTERFACE_VERSION = 1
+_INTERFACE_VERSION = 2
 _PATHS = ("plain loops", "AVX2", "AVX-512")
 
 
@@ -94,6 +98,28 @@ def stream(kind: Stream, buffers: tuple[torch.Tensor, ...], passes: int) -> None
     library.hrm_stream(int(kind), target.data_ptr(), sources[0].data_ptr(), sources[-1].data_ptr(), length, passes)
 
 
+def read_requests(handle: int, buffers: Sequence[mmap.mmap], offsets: Sequence[int]) -> bool:
+    """Fill a buffer from each of `offsets`, as many requests at a time as there are buffers of one length.
+
+    Returns False, with nothing read, where there is no compiled reader.
+
+    Raises
+    ------
+    OSError
+        When a read fails or ends early.
+    """
+    library = _library()
+    if library is None:
+        return False
+    size, depth = len(buffers[0]), len(buffers)
+    held = [(ctypes.c_char * size).from_buffer(buffer) for buffer in buffers]
+    addresses = (ctypes.c_void_p * depth)(*(ctypes.addressof(one) for one in held))
+    places = (ctypes.c_int64 * len(offsets))(*offsets)
+    if code := library.hrm_read(handle, addresses, depth, size, places, len(offsets)):
+        raise OSError(code, os.strerror(code))
+    return True
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     """Load the library that lies beside this file; None where there is none, or one built from other sources."""
@@ -107,6 +133,7 @@ def _library() -> ctypes.CDLL | None:
                 continue
             pointer, number = ctypes.c_void_p, ctypes.c_int64
             library.hrm_stream.argtypes = (ctypes.c_int, pointer, pointer, pointer, number, number)
+            library.hrm_read.argtypes = (ctypes.c_int, pointer, ctypes.c_int, number, pointer, number)
             return library
         except (OSError, AttributeError):
             continue

@@ -68,7 +68,7 @@ static void run_plain(int kind, void *target, const void *first, const void *sec
     }
 }
 
-EXPORT int hrm_streams_version(void) { return 1; }
+EXPORT int hrm_streams_version(void) { return 2; }
 
 /* Name of the path that runs: 0 plain, 1 AVX2, 2 AVX-512. */
 EXPORT int hrm_streams_path(void) {
