@@ -28,6 +28,7 @@ from solver.drawing import draw_map
 from solver.pieces import pieces_of
 from solver.policy_map import policy_map, read_axes
 from solver.problem import Problem
+from solver.room import room_for
 from solver.space import build_space
 
 SCHEDULES = (ScheduleName.CGOPIPE, ScheduleName.KV_TRANSFER)
@@ -89,7 +90,7 @@ def both_ways(model: ModelSpec, machine: HardwareProfile) -> Iterator[Pair]:
     problem = posed(model, machine, model.dtype)
     best = dict.fromkeys(Processor, 0.0)
     for grid in build_space(problem).grids:
-        pieces, device = pieces_of(problem, grid), grid.template.attention_device
+        pieces, device = pieces_of(problem, room_for(problem, grid)), grid.template.attention_device
         least_s = whole_optima(pieces, relaxed_optima(pieces)).objective.min(initial=np.inf)
         best[device] = max(best[device], 1.0 / float(least_s))
     if all(best.values()):

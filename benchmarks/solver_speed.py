@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 import hrm
 import solver
 from hrm.estimate import Fidelity
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy, PolicyGrid, Processor
 from hrm.predict import predict_grid
-from solver.pieces import select
 from solver.pruning import promising
 from solver.room import WHOLE, memory_rows, most_resident, resident_range
 from solver.search import search
@@ -176,14 +176,24 @@ def pairs(problem: solver.Problem, template: Policy, top: int, known_s: float) -
             resident_experts=none,
             cpu_experts=none + template.cpu_experts,
             kv_on_gpu=none + template.kv_on_gpu,
-            disk_experts=np.zeros_like(none),
+            disk_experts=none,
         )
-        grid = select(grid, promising(problem, grid, Fidelity.CEILING, known_s))
+        grid = within_reach(problem, grid, most_resident(problem, grid), known_s)
         none, most = np.zeros_like(grid.batch_size), most_resident(problem, grid)
         low, high = resident_range(memory_rows(problem, grid, none, most), none, most)
         kept = np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
-        if kept.any():
-            yield select(replace(grid, resident_experts=np.floor(high + WHOLE)), kept)
+        grid = within_reach(problem, grid.select(kept), np.floor(high + WHOLE)[kept], known_s)
+        if np.size(grid.batch_size):
+            yield grid
+
+
+def within_reach(
+    problem: solver.Problem, grid: PolicyGrid, resident: NDArray[np.float64], known_s: float
+) -> PolicyGrid:
+    """Return the candidates that may reach an objective with so many resident experts, which they then have."""
+    if grid.template.main_device is Processor.GPU:
+        grid = replace(grid, resident_experts=resident)
+    return grid.select(promising(problem, grid, Fidelity.CEILING, known_s))
 
 
 if __name__ == "__main__":

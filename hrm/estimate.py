@@ -35,6 +35,7 @@ __all__ = [
     "head_cost",
     "kv_load_cost",
     "operator_cost",
+    "page_copy_cost",
     "splits_experts",
     "task_costs",
 ]
@@ -268,10 +269,15 @@ def _transfers(
     }
 
 
+def page_copy_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates) -> Cost:
+    """Return the cost of a page's way across the link (D3)."""
+    return _transfer(rates, "h2d", page_bytes(grid, model))
+
+
 def _pages(grid: PolicyGrid, model: ModelSpec, rates: Rates) -> dict[TaskKind, Cost]:
-    page = page_bytes(grid, model)
-    costs = {TaskKind.PAGE_COPY: _transfer(rates, "h2d", page)}
+    costs = {TaskKind.PAGE_COPY: page_copy_cost(grid, model, rates)}
     if grid.template.staging is Staging.PAGEABLE:
+        page = page_bytes(grid, model)
         seconds = page / rates.staging_bytes_per_s
         costs[TaskKind.PAGE_PIN] = Cost(seconds=seconds, bytes=page)
     return costs

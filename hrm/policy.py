@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from enum import StrEnum
 from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
+from numpy.typing import NDArray
 
 from hrm.arrays import Reals
 from hrm.dtypes import DType
@@ -250,6 +251,10 @@ class PolicyGrid:
         """Experts per MoE layer whose weights cross the link in each pass."""
         return model.num_experts - self.resident_experts - self.experts_on_cpu(model)
 
+    def select(self, places: NDArray[np.bool_] | NDArray[np.int64]) -> PolicyGrid:
+        """Return some of the entries, or some repeatedly, of a grid whose numbers are all arrays."""
+        return replace(self, **{name: getattr(self, name)[places] for name in _NUMBERS})
+
     def take(self, index: int) -> Policy:
         """Return entry `index` as a policy."""
         return replace(
@@ -261,6 +266,9 @@ class PolicyGrid:
             kv_on_gpu=float(np.ravel(self.kv_on_gpu)[index if np.ndim(self.kv_on_gpu) else 0]),
             disk_experts=_entry(self.disk_experts, index),
         )
+
+
+_NUMBERS = tuple(field.name for field in fields(PolicyGrid) if field.name != "template")
 
 
 def _entry(numbers: Reals, index: int) -> int:

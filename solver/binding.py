@@ -23,7 +23,7 @@ def binding(problem: Problem, policy: Policy, pieces: Pieces, index: int) -> tup
     The policy is candidate `index` of the pieces. A memory binds where one more sequence, or one more resident expert
     per layer, does not fit in it.
     """
-    resident = np.full(pieces.size, float(resident_of(problem, policy)))
+    resident = np.full(pieces.room.size, float(resident_of(problem, policy)))
     longest = pieces.bounds.at(resident)[:, :, index].argmax(axis=1)
     names = zip(pieces.pass_names, longest, strict=True)
     found = [f"{name}_{pieces.bound_names[bound]}" for name, bound in names if not name.startswith("last_")]

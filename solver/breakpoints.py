@@ -33,9 +33,9 @@ class Optima:
 
 def relaxed_optima(pieces: Pieces) -> Optima:
     """Return the least objective of each candidate over real numbers of resident experts that fit; limits aside."""
-    low, high = pieces.low.copy(), pieces.high.copy()
+    low, high = pieces.room.low.copy(), pieces.room.high.copy()
     best = np.where(_value(pieces, low) <= _value(pieces, high), low, high)
-    left = np.arange(pieces.size)
+    left = np.arange(pieces.room.size)
     while len(left):
         at_low, falling = _tangent(pieces, left, low[left], rightwards=True)
         at_high, rising = _tangent(pieces, left, high[left], rightwards=False)
@@ -61,12 +61,12 @@ def whole_optima(pieces: Pieces, relaxed: Optima) -> Optima:
     The objective is convex: without limits the best whole number is next to the best real one. With limits all are
     tried.
     """
-    fewest, most = pieces.whole
+    fewest, most = pieces.room.whole
     if len(pieces.weights) > 1:
         tried = [np.clip(fewest + step, fewest, most) for step in range(int((most - fewest).max(initial=0.0)) + 1)]
     else:
         tried = [np.clip(rounded, fewest, most) for rounded in _neighbours(relaxed.resident)]
-    best = Optima(resident=fewest, objective=np.full(pieces.size, np.inf))
+    best = Optima(resident=fewest, objective=np.full(pieces.room.size, np.inf))
     for resident in tried:
         sums = pieces.sums(resident)
         allowed = fewest <= most

@@ -14,7 +14,6 @@ from hrm.plan import Plan, PlanStatus, Search, machine_of
 from hrm.policy import Policy, PolicyGrid
 from hrm.predict import GridTimes, Prediction, Times, predict, predict_grid, with_interval
 from hrm.records import record
-from solver.pieces import select
 from solver.problem import Objective, Problem
 from solver.room import fits, most_resident, with_resident
 from solver.space import SearchSpace
@@ -58,10 +57,10 @@ def _whole_policies(problem: Problem, grid: PolicyGrid) -> Iterator[tuple[NDArra
     resident = np.arange(len(places), dtype=np.float64) - np.repeat(np.cumsum(counts) - counts, counts)
     for first in range(0, len(places), POLICIES_AT_A_TIME):
         here = slice(first, first + POLICIES_AT_A_TIME)
-        some = with_resident(select(grid, places[here]), resident[here])
+        some = with_resident(grid.select(places[here]), resident[here])
         fitting = fits(problem, some)
         if fitting.any():
-            yield places[here][fitting], select(some, fitting)
+            yield places[here][fitting], some.select(fitting)
 
 
 def objective_s(problem: Problem, times: GridTimes | Times) -> NDArray[np.float64]:

@@ -22,8 +22,8 @@ from hrm.records import record
 from hrm.units import format_bytes, format_s
 from solver.pieces import Pieces, pieces_of
 from solver.problem import Problem
-from solver.room import WHOLE, MemoryRow, fits_at_all, memory_rows, ranges, resident_range
-from solver.space import build_space, coarse_splits, placements
+from solver.room import WHOLE, MemoryRow, fits_at_all, memory_rows, ranges, resident_range, room_for
+from solver.space import build_space, one_at_a_time, placements
 
 __all__ = ["Infeasible", "NoPlanError", "Remedy", "missed_when_simulated", "no_plan"]
 
@@ -92,16 +92,7 @@ def _fits(problem: Problem) -> bool:
 
 
 def _one_sequence(problem: Problem, template: Policy) -> PolicyGrid:
-    split = coarse_splits(problem, template)
-    one = np.ones_like(split)
-    return replace(
-        PolicyGrid.of(template),
-        batch_size=one,
-        micro_batch_size=one,
-        resident_experts=0 * one,
-        cpu_experts=split,
-        disk_experts=template.disk_experts * one,
-    )
+    return one_at_a_time(problem, template, np.ones(1))
 
 
 def _least_shortage(problem: Problem) -> Shortage:
@@ -181,7 +172,7 @@ def _with_memory(problem: Problem, device: str, usable: int) -> Problem:
 
 def _too_slow(problem: Problem) -> Infeasible:
     """Say which limits on time no policy keeps, and how far each would have to be raised if the others stay."""
-    parts = [pieces_of(problem, grid) for grid in build_space(problem).grids]
+    parts = [pieces_of(problem, room_for(problem, grid)) for grid in build_space(problem).grids]
     limits = problem.time_limits_s
     alone = {name: _least_share(parts, name, ()) for name in limits}
     missed = [name for name in limits if alone[name] > 1.0]
@@ -224,7 +215,7 @@ def _least_share(parts: list[Pieces], name: str, kept: tuple[str, ...]) -> float
     """Return the least of a time among candidates that keep the limits `kept`, as a share of its own limit."""
     least = np.inf
     for pieces in parts:
-        fewest, most = pieces.whole
+        fewest, most = pieces.room.whole
         sums = pieces.sums(most)
         allowed = fewest <= most
         for other in kept:
@@ -237,7 +228,7 @@ def _least_factor(parts: list[Pieces], names: tuple[str, ...]) -> float:
     """Return by how much all limits together would have to be raised."""
     least = np.inf
     for pieces in parts:
-        fewest, most = pieces.whole
+        fewest, most = pieces.room.whole
         sums = pieces.sums(most)
         largest = np.max([sums[name] for name in names], axis=0)
         least = min(least, float(largest[fewest <= most].min(initial=np.inf)))
@@ -263,7 +254,7 @@ def _fewer_sequences(problem: Problem) -> Iterator[Remedy]:
     while beyond - done > 1:
         middle = (done + beyond) // 2
         smaller = replace(problem, workload=replace(problem.workload, num_sequences=middle))
-        parts = [pieces_of(smaller, grid) for grid in build_space(smaller).grids]
+        parts = [pieces_of(smaller, room_for(smaller, grid)) for grid in build_space(smaller).grids]
         others = tuple(name for name in smaller.time_limits_s if name != "makespan")
         in_time = _least_share(parts, "makespan", others) <= 1.0
         done, beyond = (middle, beyond) if in_time else (done, middle)

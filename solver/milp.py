@@ -98,7 +98,7 @@ def solve_milp(
         objective_s=float(pulp.value(program.objective)) * known_s,
         bound_s=bound * known_s,
         gap=gap,
-        pruned=sum(pieces.size - len(places) for pieces, places in zip(parts, left, strict=True)),
+        pruned=sum(pieces.room.size - len(places) for pieces, places in zip(parts, left, strict=True)),
     )
 
 
@@ -123,9 +123,9 @@ def _posed(
 
 def _promising(pieces: Pieces, known_s: float, presolve: bool, whole: bool) -> tuple[int, ...]:
     """Return the candidates that may be the optimum."""
-    kept = np.ones(pieces.size, dtype=bool)
+    kept = np.ones(pieces.room.size, dtype=bool)
     if whole:
-        fewest, most = pieces.whole
+        fewest, most = pieces.room.whole
         kept &= fewest <= most
     if presolve:
         kept &= relaxed_optima(pieces).objective <= known_s * (1.0 + TOLERANCE)
@@ -134,7 +134,9 @@ def _promising(pieces: Pieces, known_s: float, presolve: bool, whole: bool) -> t
 
 def _columns(program: pulp.LpProblem, part: int, pieces: Pieces, places: tuple[int, ...], *, whole: bool) -> _Columns:
     """Make the variables of a part's candidates; whole ones with whole bounds (HiGHS 1.15 errs on others)."""
-    least, most = (np.ceil(pieces.least), np.floor(pieces.most)) if whole else (pieces.least, pieces.most)
+    least, most = (
+        (np.ceil(pieces.room.least), np.floor(pieces.room.most)) if whole else (pieces.room.least, pieces.room.most)
+    )
     kind = pulp.LpInteger if whole else pulp.LpContinuous
     names = [_name(part, pieces, place) for place in places]
     return _Columns(
@@ -188,7 +190,7 @@ def _total(program: pulp.LpProblem, columns: list[_Columns], name: str, scale: f
 def _weighted(pieces: Pieces, name: str, pass_name: str, bound: str, scale: float) -> Affine:
     """Return a bound of a pass as it enters a sum; nothing where a part has no such pass or bound."""
     if pass_name not in pieces.pass_names or bound not in pieces.bound_names:
-        none = np.zeros(pieces.size)
+        none = np.zeros(pieces.room.size)
         return Affine(intercept=none, slope=none)
     place, line = pieces.pass_names.index(pass_name), pieces.bound_names.index(bound)
     weight = pieces.weights[name][place] * scale
@@ -209,11 +211,11 @@ def _add_candidates(program: pulp.LpProblem, columns: list[_Columns]) -> None:
 
 
 def _add_memory(program: pulp.LpProblem, columns: list[_Columns]) -> None:
-    for device in dict.fromkeys(row.device for column in columns for row in column.pieces.memory):
+    for device in dict.fromkeys(row.device for column in columns for row in column.pieces.room.memory):
         terms = [
             (variable, value / row.limit_bytes)
             for column in columns
-            for row in column.pieces.memory
+            for row in column.pieces.room.memory
             if row.device == device
             for variable, value in column.weighed(row.held)
         ]

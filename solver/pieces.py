@@ -21,9 +21,9 @@ from hrm.policy import Policy, PolicyGrid
 from hrm.records import record
 from hrm.schedule.task import Phase
 from solver.problem import Objective, Problem
-from solver.room import WHOLE, Affine, MemoryRow, memory_rows, ranges, resident_range, with_resident
+from solver.room import WHOLE, Affine, Room, with_resident
 
-__all__ = ["Pieces", "bounds_by_name", "pieces_of", "select"]
+__all__ = ["Pieces", "bounds_by_name", "pieces_of"]
 
 Column = NDArray[np.float64]
 
@@ -32,31 +32,16 @@ Column = NDArray[np.float64]
 class Pieces:
     """The K candidates of a grid that fit in memory, and what bounds their passes.
 
-    `bounds` holds S passes x L bounds x K candidates, in seconds. Resident experts may go from `least` to `most`, and
-    memory leaves `low` to `high`, real numbers. `weights` says how many of each pass (S x K) make up the objective and,
-    as shares of what is allowed, each limit: `weights["objective"]` sums to seconds, the others must not exceed 1.
+    `bounds` holds S passes x L bounds x K candidates, in seconds. `weights` says how many of each pass (S x K) make up
+    the objective and, as shares of what is allowed, each limit: `weights["objective"]` sums to seconds, the others must
+    not exceed 1.
     """
 
-    grid: PolicyGrid
+    room: Room
     pass_names: tuple[str, ...]
     bound_names: tuple[str, ...]
     bounds: Affine
     weights: dict[str, Column]
-    memory: tuple[MemoryRow, ...]
-    least: Column
-    most: Column
-    low: Column
-    high: Column
-
-    @property
-    def size(self) -> int:
-        """K: how many candidates there are."""
-        return len(self.low)
-
-    @property
-    def whole(self) -> tuple[Column, Column]:
-        """The fewest and the most whole experts that fit; some candidates have none."""
-        return np.ceil(self.low - WHOLE), np.floor(self.high + WHOLE)
 
     def pass_s(self, resident: Column) -> Column:
         """Return how long each pass lasts (S x K)."""
@@ -70,47 +55,23 @@ class Pieces:
 
     def policy(self, index: int, resident: int) -> Policy:
         """Return a candidate with so many experts resident."""
-        policy = self.grid.take(index)
+        policy = self.room.grid.take(index)
         if policy.disk_experts:
             return replace(policy, disk_experts=policy.disk_experts - resident)
         return replace(policy, resident_experts=resident)
 
 
-def select(grid: PolicyGrid, kept: NDArray[np.bool_] | NDArray[np.int64]) -> PolicyGrid:
-    """Return some of a grid's candidates."""
-    names = ("batch_size", "micro_batch_size", "resident_experts", "cpu_experts", "kv_on_gpu", "disk_experts")
-    return replace(grid, **{name: getattr(grid, name)[kept] for name in names})
-
-
-def pieces_of(problem: Problem, grid: PolicyGrid, fidelity: Fidelity = Fidelity.CEILING) -> Pieces:
-    """Return the pieces at `roof` or `ceiling` of a grid's candidates.
-
-    Each candidate stands for two, the second of which streams nothing.
-    """
-    ends = ranges(problem, grid)
-    least, most = (np.concatenate(column) for column in zip(*ends, strict=True))
-    grid = select(grid, np.tile(np.arange(np.size(grid.batch_size)), len(ends)))
-    rows = memory_rows(problem, grid, least, most)
-    low, high = resident_range(rows, least, most)
-    kept = low <= high
-    grid, least, most, low, high = select(grid, kept), least[kept], most[kept], low[kept], high[kept]
-    memory = tuple(
-        replace(row, held=Affine(intercept=row.held.intercept[kept], slope=row.held.slope[kept])) for row in rows
-    )
-    first = np.clip(np.floor(high + WHOLE), least, most)
-    second = np.where(first > least, least, most)
-    passes, names, bounds = _bounds(problem, grid, (first, second), fidelity)
+def pieces_of(problem: Problem, room: Room, fidelity: Fidelity = Fidelity.CEILING) -> Pieces:
+    """Return the pieces at `roof` or `ceiling` of candidates that there is room for."""
+    first = np.clip(np.floor(room.high + WHOLE), room.least, room.most)
+    second = np.where(first > room.least, room.least, room.most)
+    passes, names, bounds = _bounds(problem, room.grid, (first, second), fidelity)
     return Pieces(
-        grid=grid,
+        room=room,
         pass_names=tuple(one.name for one in passes),
         bound_names=names,
         bounds=bounds,
-        weights=_weights(problem, grid, passes),
-        memory=memory,
-        least=least,
-        most=most,
-        low=low,
-        high=high,
+        weights=_weights(problem, room.grid, passes),
     )
 
 
@@ -120,7 +81,7 @@ def _bounds(
     """Evaluate the core at two numbers of resident experts at once, and draw a line through each pair of values."""
     first, second = ends
     count = len(first)
-    both = with_resident(select(grid, np.tile(np.arange(count), 2)), np.concatenate(ends))
+    both = with_resident(grid.select(np.tile(np.arange(count), 2)), np.concatenate(ends))
     passes = job_passes(both, problem.model, problem.hardware, problem.workload, fidelity)
     named = [bounds_by_name(one.work) for one in passes]
     names = tuple(dict.fromkeys(name for bounds in named for name in bounds))

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.arrays import Reals
-from hrm.estimate import Fidelity, PassShape, cpu_experts_cost, kv_load_cost
-from hrm.passes import stretches
-from hrm.policy import PolicyGrid, ScheduleName
+from hrm.estimate import Fidelity, PassShape, cpu_experts_cost, kv_load_cost, page_copy_cost
+from hrm.passes import rates_at, stretches
+from hrm.policy import PolicyGrid, Processor, ScheduleName
 from hrm.rates import Rates
 from hrm.schedule.task import Phase
 from solver.problem import Objective, Problem
@@ -22,14 +22,15 @@ ROUNDING = 1e-9
 def promising(problem: Problem, grid: PolicyGrid, fidelity: Fidelity, known_s: float) -> NDArray[np.bool_]:
     """Say which candidates of a grid may reach an objective known to be possible.
 
-    No pass is shorter than what the CPU computes of its experts, nor than what its KV cache takes across the link.
+    Their resident experts are the most that fit. No pass is shorter than what the CPU computes of its experts, nor than
+    what streamed experts and KV cache take across the link.
     """
     least: Reals = np.zeros_like(grid.batch_size)
-    rates = Rates(hardware=problem.hardware, measured=fidelity is not Fidelity.ROOF)
-    if grid.template.cpu_experts:
+    rates = rates_at(problem.hardware, fidelity)
+    if grid.template.cpu_experts or (grid.template.ffn_device is Processor.CPU and not problem.reads_disk):
         least = _experts_s(problem, grid, rates)
-    if grid.template.schedule is ScheduleName.KV_TRANSFER:
-        least = np.maximum(least, _loads_s(problem, grid, rates))
+    if grid.template.main_device is Processor.GPU:
+        least = np.maximum(least, _crossing_s(problem, grid, rates))
     return np.less_equal(_objective_s(problem, grid, least), known_s * (1.0 + ROUNDING))
 
 
@@ -44,10 +45,13 @@ def _experts_s(problem: Problem, grid: PolicyGrid, rates: Rates) -> Reals:
     return model.num_moe_layers * total
 
 
-def _loads_s(problem: Problem, grid: PolicyGrid, rates: Rates) -> Reals:
-    """Return what fetching the KV cache takes in a full wave."""
+def _crossing_s(problem: Problem, grid: PolicyGrid, rates: Rates) -> Reals:
+    """Return what streamed experts, and a KV cache that is fetched, take across the link in a full wave."""
     model, job = problem.model, problem.workload
-    total: Reals = 0.0
+    pages = job.gen_len * model.num_moe_layers * grid.num_pages
+    total = pages * page_copy_cost(grid, model, rates).seconds
+    if grid.template.schedule is not ScheduleName.KV_TRANSFER:
+        return total
     for passes, step in stretches(job.gen_len - 1):
         for times, size in _micro_batches(grid):
             shape = PassShape(phase=Phase.DECODE, sequences=size, step=step, workload=job)

@@ -21,6 +21,7 @@ __all__ = [
     "WHOLE",
     "Affine",
     "MemoryRow",
+    "Room",
     "fits",
     "fits_at_all",
     "memory_rows",
@@ -28,6 +29,7 @@ __all__ = [
     "ranges",
     "resident_of",
     "resident_range",
+    "room_for",
     "with_resident",
 ]
 
@@ -60,6 +62,45 @@ class MemoryRow:
     limit_bytes: float
 
 
+@record
+class Room:
+    """K candidates and how many resident experts each has room for; each stands once per range (`ranges`).
+
+    Resident experts may go from `least` to `most`, and `memory` leaves `low` to `high`, real numbers.
+    """
+
+    grid: PolicyGrid
+    least: Column
+    most: Column
+    low: Column
+    high: Column
+    memory: tuple[MemoryRow, ...]
+
+    @property
+    def size(self) -> int:
+        """K: how many candidates there are."""
+        return len(self.low)
+
+    @property
+    def whole(self) -> tuple[Column, Column]:
+        """The fewest and the most whole experts that fit; some candidates have none."""
+        return np.ceil(self.low - WHOLE), np.floor(self.high + WHOLE)
+
+    @property
+    def fullest(self) -> PolicyGrid:
+        """The candidates with as many experts resident as fit, real numbers."""
+        return with_resident(self.grid, self.high)
+
+    def select(self, places: NDArray[np.bool_] | NDArray[np.int64]) -> Room:
+        """Return some of the candidates."""
+        memory = tuple(
+            replace(row, held=Affine(intercept=row.held.intercept[places], slope=row.held.slope[places]))
+            for row in self.memory
+        )
+        columns = {name: getattr(self, name)[places] for name in ("least", "most", "low", "high")}
+        return Room(grid=self.grid.select(places), memory=memory, **columns)
+
+
 def with_resident(grid: PolicyGrid, resident: Column) -> PolicyGrid:
     """Return a grid's candidates, which leave the number open (all on disk, or none on the GPU), with so many."""
     if grid.reads_disk:
@@ -83,15 +124,30 @@ def ranges(problem: Problem, grid: PolicyGrid) -> list[tuple[Column, Column]]:
     return [(none, all_of_them - 1.0), (all_of_them, all_of_them)] if streams else [(none, all_of_them)]
 
 
+def room_for(problem: Problem, grid: PolicyGrid) -> Room:
+    """Return those of a grid's candidates that some real number of resident experts fits."""
+    room = _room(problem, grid)
+    return room.select(room.low <= room.high)
+
+
+def _room(problem: Problem, grid: PolicyGrid) -> Room:
+    ends = ranges(problem, grid)
+    least, most = (np.concatenate(column) for column in zip(*ends, strict=True))
+    grid = grid.select(np.tile(np.arange(np.size(grid.batch_size)), len(ends)))
+    memory = memory_rows(problem, grid, least, most)
+    low, high = resident_range(memory, least, most)
+    return Room(grid=grid, least=least, most=most, low=low, high=high, memory=memory)
+
+
 def memory_rows(problem: Problem, grid: PolicyGrid, least: Column, most: Column) -> tuple[MemoryRow, ...]:
     """Return the bytes of a grid's candidates, device by device, affine from `least` to `most` resident experts."""
-    ends = (least, np.maximum(least, most))
-    fewest = demand(with_resident(grid, ends[0]), problem.model, problem.workload)
-    all_of_them = fewest if most is least else demand(with_resident(grid, ends[1]), problem.model, problem.workload)
+    ends = np.stack([least, np.maximum(least, most)])
+    both = with_resident(grid.select(np.tile(np.arange(len(least)), 2)), ends.ravel())
+    classes = demand(both, problem.model, problem.workload)
     apart = ends[1] - ends[0]
     rows = []
     for device in _devices(grid):
-        base, more = (_total(classes[device], grid) for classes in (fewest, all_of_them))
+        base, more = _total(classes[device], both).reshape(2, -1)
         slope = (more - base) / np.where(apart == 0.0, 1.0, apart)
         held = Affine(intercept=base - slope * least, slope=slope)
         rows.append(MemoryRow(device=device, held=held, limit_bytes=_limit_bytes(problem, device)))
@@ -100,10 +156,8 @@ def memory_rows(problem: Problem, grid: PolicyGrid, least: Column, most: Column)
 
 def fits_at_all(problem: Problem, grid: PolicyGrid) -> NDArray[np.bool_]:
     """Say of a grid's candidates whether some number of resident experts fits."""
-    fitting = np.zeros(np.shape(grid.batch_size), dtype=bool)
-    for least, most in ranges(problem, grid):
-        low, high = resident_range(memory_rows(problem, grid, least, most), least, most)
-        fitting |= np.ceil(low - WHOLE) <= np.floor(high + WHOLE)
+    fewest, most = _room(problem, grid).whole
+    fitting: NDArray[np.bool_] = np.any(np.reshape(fewest <= most, (-1, np.size(grid.batch_size))), axis=0)
     return fitting
 
 

@@ -25,10 +25,10 @@ from solver.binding import binding
 from solver.breakpoints import Optima, relaxed_optima, whole_optima
 from solver.grid import bind, exhaustive, make_plan, objective_s
 from solver.infeasible import missed_when_simulated, no_plan
-from solver.pieces import Pieces, pieces_of, select
+from solver.pieces import Pieces, pieces_of
 from solver.problem import Objective, Problem
 from solver.pruning import promising
-from solver.room import resident_of
+from solver.room import resident_of, room_for
 from solver.space import SearchSpace, build_space, refined, single
 
 __all__ = ["Explored", "Method", "Ranked", "distinct", "explore", "search", "solve"]
@@ -73,7 +73,7 @@ class Ranked:
     @property
     def feasible(self) -> int:
         """How many candidates have a policy that is allowed."""
-        grid = select(self.pieces.grid, np.isfinite(self.whole.objective))
+        grid = self.pieces.room.grid.select(np.isfinite(self.whole.objective))
         columns = (grid.batch_size, grid.micro_batch_size, grid.cpu_experts, grid.kv_on_gpu)
         return int(np.unique(np.stack(columns), axis=1).shape[1])
 
@@ -195,9 +195,10 @@ def solve(
 
 def _ranked(problem: Problem, grid: PolicyGrid, fidelity: Fidelity, parts: Iterable[Ranked]) -> Iterator[Ranked]:
     """Yield the candidates of a grid ranked, without those that cannot reach the best of `parts`, even simulated."""
-    kept = promising(problem, grid, fidelity, _least_s(parts) / SIMULATED_WITHIN)
-    if kept.any():
-        pieces = pieces_of(problem, select(grid, kept), fidelity)
+    room = room_for(problem, grid)
+    room = room.select(promising(problem, room.fullest, fidelity, _least_s(parts) / SIMULATED_WITHIN))
+    if room.size:
+        pieces = pieces_of(problem, room, fidelity)
         relaxed = relaxed_optima(pieces)
         yield Ranked(pieces=pieces, relaxed=relaxed, whole=whole_optima(pieces, relaxed))
 
@@ -288,9 +289,9 @@ def _by_grid(problem: Problem, explored: Explored, found: Search) -> tuple[Candi
     """Return the optimum of the oracle, as the one candidate of a grid of its own."""
     proved = exhaustive(problem, explored.space)
     assert proved is not None
-    pieces = pieces_of(problem, single(problem, proved.policy))
+    pieces = pieces_of(problem, room_for(problem, single(problem, proved.policy)))
     resident = resident_of(problem, proved.policy)
-    place = int(np.argmax((pieces.least <= resident) & (resident <= pieces.most)))
+    place = int(np.argmax((pieces.room.least <= resident) & (resident <= pieces.room.most)))
     best = Candidate(policy=proved.policy, pieces=pieces, place=place)
     return best, replace(found, feasible=proved.feasible, bound=_shown(problem, proved.objective_s))
 

@@ -19,7 +19,7 @@ from hrm.records import record
 from solver.problem import Problem
 from solver.room import fits_at_all
 
-__all__ = ["SearchSpace", "build_space", "coarse_splits", "placements", "refined", "single"]
+__all__ = ["SearchSpace", "build_space", "one_at_a_time", "placements", "refined", "single"]
 
 BATCH_STEP, WIDE_BATCH_STEP = 1.3, 2.0
 """Ratio of neighbouring candidates of N and of the number of micro-batches, and where experts or the cache are divided
@@ -27,8 +27,8 @@ in many ways besides; `refined` fills in around the best."""
 LARGEST_BATCH = 1 << 16
 SPLIT_STEPS = 16
 """A layer of more experts is split between CPU and link in so many steps; `refined` goes on by single experts."""
-FITTED_AT_A_TIME = 512
-"""Candidates whose fit is looked at together: two or three rounds find the largest N of some ten thousand."""
+FITTED = 400
+"""Values of N tried for the largest that fits, a few per cent apart; `refined` goes on from there."""
 REFINED_BATCHES, REFINED_PARTS = 25, 5
 """Values of N that a refinement looks at, and how many micro-batches more or fewer."""
 WIDEST_REFINEMENT = 1.3
@@ -150,17 +150,26 @@ _DEVICES = {
 }
 
 
+def one_at_a_time(problem: Problem, placement: Policy, batches: Column) -> PolicyGrid:
+    """Return for each N the candidates with mu = 1, which hold the least, splits and shares in steps."""
+    sizes = np.stack([batches, np.ones_like(batches)])
+    return _grid(placement, sizes, _coarse_splits(problem, placement), _coarse_shares(problem, placement))
+
+
 def _coarse(problem: Problem, placement: Policy) -> PolicyGrid:
     """Return a placement's candidates: N and the number of micro-batches on ladders, splits and shares in steps."""
-    split = coarse_splits(problem, placement)
-    divides = placement.schedule is ScheduleName.KV_TRANSFER
-    shares = np.array(problem.kv_shares if divides else (placement.kv_on_gpu,), dtype=np.float64)
+    split, shares = _coarse_splits(problem, placement), _coarse_shares(problem, placement)
     step = BATCH_STEP if len(split) * len(shares) == 1 else WIDE_BATCH_STEP
     batches = _ladder(_largest_batch(problem, placement), step)
     return _grid(placement, _equal_parts(_even(problem, batches), batches), split, shares)
 
 
-def coarse_splits(problem: Problem, placement: Policy) -> Column:
+def _coarse_shares(problem: Problem, placement: Policy) -> Column:
+    divides = placement.schedule is ScheduleName.KV_TRANSFER
+    return np.array(problem.kv_shares if divides else (placement.kv_on_gpu,), dtype=np.float64)
+
+
+def _coarse_splits(problem: Problem, placement: Policy) -> Column:
     """Return how many experts the CPU may compute beside the GPU: none, or steps from one to all of a layer's."""
     if not placement.cpu_experts:
         return np.zeros(1)
@@ -169,11 +178,11 @@ def coarse_splits(problem: Problem, placement: Policy) -> Column:
 
 def _grid(template: Policy, sizes: Column, split: Column, shares: Column) -> PolicyGrid:
     """Combine pairs of N and mu (2 x any number) with experts on the CPU and KV shares."""
-    pairs = np.unique(sizes, axis=1)
-    place = np.repeat(np.arange(pairs.shape[1]), len(split) * len(shares))
-    on_cpu = np.tile(np.repeat(split, len(shares)), pairs.shape[1])
-    share = np.tile(shares, pairs.shape[1] * len(split))
-    batch, micro = pairs[:, place]
+    pairs = np.unique(sizes[0] + 1j * sizes[1])
+    place = np.repeat(np.arange(len(pairs)), len(split) * len(shares))
+    on_cpu = np.tile(np.repeat(split, len(shares)), len(pairs))
+    share = np.tile(shares, len(pairs) * len(split))
+    batch, micro = pairs.real[place], pairs.imag[place]
     return PolicyGrid(
         template=template,
         batch_size=batch,
@@ -216,24 +225,7 @@ def _ladder(largest: int, step: float) -> Column:
 
 
 def _largest_batch(problem: Problem, placement: Policy) -> int:
-    """Return the largest N that fits with mu = 1 (demand grows with N), closing in by many values at a time."""
-    count = FITTED_AT_A_TIME // len(coarse_splits(problem, placement))
-    fit, beyond = 0, (problem.workload.num_sequences or LARGEST_BATCH) + 1
-    while beyond - fit > 1:
-        batches = np.unique(np.round(np.geomspace(max(fit, 1), beyond, count)))
-        batches = batches[(batches > fit) & (batches < beyond)]
-        if not len(batches):
-            batches = np.array([(fit + beyond) // 2], dtype=np.float64)
-        fitting = _fits_at_all(problem, placement, batches)
-        beyond = int(batches[~fitting].min(initial=beyond))
-        fit = int(batches[fitting].max(initial=fit))
-    return fit
-
-
-def _fits_at_all(problem: Problem, placement: Policy, batches: Column) -> NDArray[np.bool_]:
-    """Say of values of N whether some split and number of resident experts fits."""
-    split = coarse_splits(problem, placement)
-    batch, on_cpu = np.repeat(batches, len(split)), np.tile(split, len(batches))
-    grid = replace(PolicyGrid.of(placement), batch_size=batch, micro_batch_size=np.ones_like(batch), cpu_experts=on_cpu)
-    fitting: NDArray[np.bool_] = np.any(fits_at_all(problem, grid).reshape(len(batches), -1), axis=1)
-    return fitting
+    """Return the largest N tried that fits with mu = 1."""
+    batches = np.unique(np.round(np.geomspace(1.0, problem.workload.num_sequences or LARGEST_BATCH, FITTED)))
+    fitting = fits_at_all(problem, one_at_a_time(problem, placement, batches)).reshape(len(batches), -1)
+    return int(batches[fitting.any(axis=1)].max(initial=0.0))

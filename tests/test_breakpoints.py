@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hrm.policy import PolicyGrid
 from solver.breakpoints import relaxed_optima, whole_optima
 from solver.pieces import Pieces
-from solver.room import Affine
+from solver.room import Affine, Room
 from tests.machines import policy
 
 SLOPES = st.floats(-5, 5).map(lambda value: round(value, 3))
@@ -38,16 +38,11 @@ def pieces_with(bounds, low, high):
         kv_on_gpu=np.zeros(count),
     )
     return Pieces(
-        grid=grid,
+        room=Room(grid=grid, least=low, most=high, low=low, high=high, memory=()),
         pass_names=tuple(f"pass_{place}" for place in range(passes)),
         bound_names=tuple(f"line_{place}" for place in range(lines)),
         bounds=bounds,
         weights={"objective": np.outer(np.arange(1.0, passes + 1.0), np.ones(count))},
-        memory=(),
-        least=low,
-        most=high,
-        low=low,
-        high=high,
     )
 
 
@@ -56,9 +51,9 @@ def pieces_with(bounds, low, high):
 def test_no_number_of_experts_beats_the_breakpoint_found(pieces):
     found = relaxed_optima(pieces)
 
-    assert np.all((pieces.low <= found.resident) & (found.resident <= pieces.high))
+    assert np.all((pieces.room.low <= found.resident) & (found.resident <= pieces.room.high))
     for share in np.linspace(0.0, 1.0, 201):
-        tried = pieces.sums(pieces.low + share * (pieces.high - pieces.low))["objective"]
+        tried = pieces.sums(pieces.room.low + share * (pieces.room.high - pieces.room.low))["objective"]
         assert np.all(found.objective <= tried * (1 + 1e-9))
 
 
@@ -66,11 +61,11 @@ def test_no_number_of_experts_beats_the_breakpoint_found(pieces):
 @settings(max_examples=300, deadline=None)
 def test_the_best_whole_number_is_beside_the_best_real_one(pieces):
     found = whole_optima(pieces, relaxed_optima(pieces))
-    fewest, most = pieces.whole
+    fewest, most = pieces.room.whole
 
-    for place in range(pieces.size):
+    for place in range(pieces.room.size):
         whole = np.arange(fewest[place], most[place] + 1)
-        tried = [pieces.sums(np.full(pieces.size, number))["objective"][place] for number in whole]
+        tried = [pieces.sums(np.full(pieces.room.size, number))["objective"][place] for number in whole]
         assert found.objective[place] <= min(tried, default=np.inf) * (1 + 1e-12)
         assert np.isfinite(found.objective[place]) == bool(len(whole))
 

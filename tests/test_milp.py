@@ -13,8 +13,8 @@ from hrm.predict import predict_grid
 from solver.breakpoints import relaxed_optima, whole_optima
 from solver.grid import objective_s, within_limits
 from solver.milp import solve_milp
-from solver.pieces import pieces_of, select
-from solver.room import resident_of, with_resident
+from solver.pieces import pieces_of
+from solver.room import resident_of, room_for, with_resident
 from solver.space import build_space, single
 from tests.machines import level, machine
 from tests.problems import predicted_all, problem, problems, with_limits
@@ -43,7 +43,7 @@ def times_of(asked, policy):
 
 def proved(asked, space, known_s, *, presolve):
     """The optimum of a space by HiGHS: its policy, and the result."""
-    parts = [pieces_of(asked, grid) for grid in space.grids]
+    parts = [pieces_of(asked, room_for(asked, grid)) for grid in space.grids]
     found = solve_milp(parts, known_s=known_s, presolve=presolve)
     return parts[found.part].policy(found.index, round(found.resident)), found
 
@@ -79,7 +79,7 @@ def test_breakpoints_and_grid_agree_on_the_discrete_problem(asked, factors, limi
     if limited:
         asked = with_limits(asked, times_of(asked, best.policy), factors)
         best = predicted_all(asked, space)
-    parts = [pieces_of(asked, grid) for grid in space.grids]
+    parts = [pieces_of(asked, room_for(asked, grid)) for grid in space.grids]
     found = [whole_optima(pieces, relaxed_optima(pieces)).objective.min(initial=np.inf) for pieces in parts]
 
     assert min(found) == close(best.objective_s if best else np.inf)
@@ -92,8 +92,8 @@ def test_lp_and_breakpoints_agree_on_the_relaxation(asked, data):
     grid = data.draw(st.sampled_from(build_space(asked).grids))
     assume(np.size(grid.batch_size))
     place = data.draw(st.integers(0, np.size(grid.batch_size) - 1))
-    pieces = pieces_of(asked, select(grid, np.array([place])))
-    assume(pieces.size)
+    pieces = pieces_of(asked, room_for(asked, grid.select(np.array([place]))))
+    assume(pieces.room.size)
     expected = relaxed_optima(pieces).objective.min()
 
     found = solve_milp([pieces], known_s=expected, presolve=False, whole=False)
@@ -122,7 +122,7 @@ def test_milp_and_whole_breakpoints_agree_whatever_the_slopes(pieces):
 
 def test_constraints_are_named_after_the_terms_of_the_paper(tmp_path):
     asked = problem(machine(gpu=level(1e10, 1e10, capacity_bytes=120_000)))
-    parts = [pieces_of(asked, grid) for grid in build_space(asked).grids]
+    parts = [pieces_of(asked, room_for(asked, grid)) for grid in build_space(asked).grids]
     known = min(relaxed_optima(pieces).objective.min(initial=np.inf) for pieces in parts)
     solve_milp(parts, known_s=known, presolve=False, write_lp=tmp_path / "policy.lp")
     written = (tmp_path / "policy.lp").read_text()
@@ -142,7 +142,7 @@ def test_constraints_are_named_after_the_terms_of_the_paper(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     asked = problem()
-    parts = [pieces_of(asked, grid) for grid in build_space(asked).grids]
+    parts = [pieces_of(asked, room_for(asked, grid)) for grid in build_space(asked).grids]
 
     with pytest.raises(HrmError, match=r"--write-lp .* cannot be written"):
         solve_milp(parts, known_s=1.0, presolve=False, write_lp=tmp_path / "none" / "policy.lp")

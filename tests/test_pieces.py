@@ -11,7 +11,7 @@ from hrm.passes import job_passes
 from hrm.predict import predict_grid
 from solver.grid import objective_s
 from solver.pieces import bounds_by_name, pieces_of
-from solver.room import with_resident
+from solver.room import room_for, with_resident
 from solver.space import build_space
 from tests.machines import unshared
 from tests.problems import problems
@@ -19,7 +19,7 @@ from tests.problems import problems
 
 def core_bounds(asked, pieces, resident):
     """What the core says of each bound of each pass, as the pieces lay them out."""
-    grid = with_resident(pieces.grid, resident)
+    grid = with_resident(pieces.room.grid, resident)
     passes = job_passes(grid, asked.model, asked.hardware, asked.workload, Fidelity.CEILING)
     found = np.zeros_like(pieces.bounds.intercept)
     for place, one in enumerate(passes):
@@ -33,10 +33,10 @@ def core_bounds(asked, pieces, resident):
 def test_bounds_are_affine_in_the_resident_experts(asked):
     asked = replace(asked, hardware=unshared(asked.hardware))
     for grid in build_space(asked).grids:
-        pieces = pieces_of(asked, grid)
+        pieces = pieces_of(asked, room_for(asked, grid))
         for share in (0.0, 0.3, 1.0):
-            resident = pieces.least + share * (pieces.most - pieces.least)
-            if pieces.size:
+            resident = pieces.room.least + share * (pieces.room.most - pieces.room.least)
+            if pieces.room.size:
                 found = core_bounds(asked, pieces, resident)
                 assert pieces.bounds.at(resident) == pytest.approx(found, rel=1e-9, abs=1e-15)
 
@@ -46,10 +46,10 @@ def test_bounds_are_affine_in_the_resident_experts(asked):
 def test_with_shared_rates_a_line_between_whole_numbers_is_a_bound(asked):
     """What a lane draws on a shared rate counts up to its own time: a concave corner, which lies above its chord."""
     for grid in build_space(asked).grids:
-        pieces = pieces_of(asked, grid)
-        fewest, most = pieces.whole
+        pieces = pieces_of(asked, room_for(asked, grid))
+        fewest, most = pieces.room.whole
         for share in (0.0, 0.5, 1.0):
-            resident = np.clip(fewest + share * (most - fewest), pieces.least, pieces.most)
+            resident = np.clip(fewest + share * (most - fewest), pieces.room.least, pieces.room.most)
             inside = (resident >= fewest) & (fewest < most)
             if inside.any():
                 found = core_bounds(asked, pieces, resident)[..., inside]
@@ -60,8 +60,8 @@ def test_with_shared_rates_a_line_between_whole_numbers_is_a_bound(asked):
 @settings(max_examples=100, deadline=None)
 def test_more_resident_experts_never_take_longer(asked):
     for grid in build_space(asked).grids:
-        pieces = pieces_of(asked, grid)
-        if pieces.size:
+        pieces = pieces_of(asked, room_for(asked, grid))
+        if pieces.room.size:
             scale = np.abs(pieces.bounds.intercept) + 1e-15
             assert np.all(pieces.bounds.slope <= 1e-9 * scale)
 
@@ -70,11 +70,11 @@ def test_more_resident_experts_never_take_longer(asked):
 @settings(max_examples=100, deadline=None)
 def test_the_objective_is_what_is_predicted(asked):
     for grid in build_space(asked).grids:
-        pieces = pieces_of(asked, grid)
-        fewest, most = pieces.whole
+        pieces = pieces_of(asked, room_for(asked, grid))
+        fewest, most = pieces.room.whole
         if np.any(fewest <= most):
-            resident = np.clip(most, pieces.least, pieces.most)
-            whole = with_resident(pieces.grid, resident)
+            resident = np.clip(most, pieces.room.least, pieces.room.most)
+            whole = with_resident(pieces.room.grid, resident)
             times = predict_grid(whole, asked.model, asked.hardware, asked.workload, Fidelity.CEILING)
             expected = np.broadcast_to(objective_s(asked, times), resident.shape)
             assert pieces.sums(resident)["objective"] == pytest.approx(expected, rel=1e-9)
@@ -84,10 +84,10 @@ def test_the_objective_is_what_is_predicted(asked):
 @settings(max_examples=100, deadline=None)
 def test_memory_leaves_what_the_ledger_leaves(asked):
     for grid in build_space(asked).grids:
-        pieces = pieces_of(asked, grid)
-        fewest, most = pieces.whole
-        for place in range(pieces.size):
-            for resident in range(int(pieces.least[place]), int(pieces.most[place]) + 1):
+        pieces = pieces_of(asked, room_for(asked, grid))
+        fewest, most = pieces.room.whole
+        for place in range(pieces.room.size):
+            for resident in range(int(pieces.room.least[place]), int(pieces.room.most[place]) + 1):
                 short = asked.short_of(pieces.policy(place, resident))
                 allowed = fewest[place] <= resident <= most[place]
                 assert short is None if allowed else True
