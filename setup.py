@@ -11,8 +11,15 @@ setup(
             "executor.native._kernels",
             sources=["executor/native/attention.cpp", "executor/native/products.cpp"],
             depends=[
-                f"executor/native/{name}.h"
-                for name in ("attention_kernel", "bfloat16_dot", "common", "products_kernel", "vectors")
+                f"executor/native/{kernel}.h"
+                for kernel in (
+                    "attention_kernel",
+                    "bfloat16_dot",
+                    "common",
+                    "products_avx2",
+                    "products_kernel",
+                    "vectors",
+                )
             ],
             language="c++",
             extra_compile_args=[

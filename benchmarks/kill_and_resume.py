@@ -1,8 +1,9 @@
 """Kill a job with SIGKILL at random moments, over and over, and check that nothing is lost, doubled or changed.
 
-Run as `python benchmarks/kill_and_resume.py [--rounds 50]`. Each round forks a process that runs, or goes on with, the
-same job of a tiny random model, and kills it after a random delay; the journal is read before and after. Jobs are begun
-anew until there were as many kills. Prints one line and exits with 1 at the first difference from an undisturbed run.
+Run as `python benchmarks/kill_and_resume.py [--rounds 50] [--dtype bfloat16]`. Each round forks a process that
+runs, or goes on with, the same job of a tiny random model, and kills it after a random delay; the journal is read
+before and after. Jobs are begun anew until there were as many kills. Prints one line and exits with 1 at the first
+difference from an undisturbed run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +73,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and cache")
     options = parser.parse_args()
-    draw = random.Random(options.seed)
+    draw, dtype = random.Random(options.seed), DType(options.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        job = _make(Path(folder), draw)
+        job = _make(Path(folder), draw, dtype)
         started_s = time.perf_counter()
-        _wait(_fork(lambda: _run(job)))
+        _wait(_fork(lambda: _run(job, dtype)))
         whole_s, expected = time.perf_counter() - started_s, job.output.read_bytes()
         job.output.unlink()
         kills = jobs = kept = 0
         while kills < options.rounds:
             before = _journal(job)
-            killed = _killed_after(draw.uniform(0, whole_s), job)
+            killed = _killed_after(draw.uniform(0, whole_s), lambda: _run(job, dtype))
             kills += killed
             problem = _problem(job, before, expected)
             if problem:
@@ -93,20 +95,20 @@ def main() -> int:
             if job.output.exists():
                 jobs += 1
                 job.output.unlink()
-        _wait(_fork(lambda: _run(job)))
+        _wait(_fork(lambda: _run(job, dtype)))
         if job.output.read_bytes() != expected or job.journal.exists():
             print("the last job differs from an undisturbed one")
             return 1
     print(
-        f"{kills} kills in {jobs + 1} jobs of {PROMPTS} prompts ({whole_s:.2f} s undisturbed): {kept} answers outlived "
-        f"them; every job's output was byte for byte that of the undisturbed one"
+        f"{kills} kills in {jobs + 1} jobs of {PROMPTS} {options.dtype} prompts ({whole_s:.2f} s undisturbed): {kept} "
+        f"answers outlived them; every job's output was byte for byte that of the undisturbed one"
     )
     return 0
 
 
-def _make(folder: Path, draw: random.Random) -> Job:
+def _make(folder: Path, draw: random.Random, dtype: DType) -> Job:
     """Write the checkpoint and prompts of ragged lengths and limits, every third of them sampled."""
-    _wait(_fork(lambda: synth(folder / "model", SPEC, seed=1)))
+    _wait(_fork(lambda: synth(folder / "model", replace(SPEC, dtype=dtype), seed=1)))
     lines: list[dict[str, Any]] = [
         {
             "id": f"p{number}",
@@ -121,10 +123,11 @@ def _make(folder: Path, draw: random.Random) -> Job:
     return Job(checkpoint=folder / "model", prompts=prompts, output=folder / "out.jsonl")
 
 
-def _run(job: Job) -> None:
+def _run(job: Job, dtype: DType) -> None:
+    policy = replace(POLICY, weight_dtype=dtype, kv_dtype=dtype)
     workload = Workload(mean_prompt_len=8.5, max_prompt_len=16, gen_len=GEN_LEN, num_sequences=PROMPTS)
     backend = HostBackend(threads=1)
-    run_job(Plan(POLICY, load_model(job.checkpoint), workload), job, backend)
+    run_job(Plan(policy, load_model(job.checkpoint), workload), job, backend)
     backend.close()
 
 
@@ -146,9 +149,9 @@ def _wait(child: int) -> None:
     assert status == 0, f"a run ended with status {status}"
 
 
-def _killed_after(delay_s: float, job: Job) -> bool:
+def _killed_after(delay_s: float, run: Callable[[], None]) -> bool:
     """Run the job and kill it after a while; say whether it was killed before it was done."""
-    child = _fork(lambda: _run(job))
+    child = _fork(run)
     time.sleep(delay_s)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)

@@ -104,7 +104,7 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
 
     `weights` and `chosen` [tokens, experts_per_token] are what `route` returns, over all experts.
     """
-    if form == PLAIN and suits_compiled(chosen.numel() / len(experts), experts[0]):
+    if form == PLAIN and suits_compiled(experts[0]):
         return _compiled(native.Experts(x, chosen.to(torch.int64), weights, experts, first), workspace)
     wide = operand(x, experts[0], workspace)
     total = workspace.take(x.shape, wide.dtype).zero_()
@@ -127,7 +127,7 @@ def _compiled(job: native.Experts, workspace: Workspace) -> torch.Tensor:
 
 def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace, form: ExpertForm = PLAIN) -> torch.Tensor:
     """Return the output of one FFN for every token of x [tokens, hidden], in the workspace; `ffn` is as an expert."""
-    if form == PLAIN and suits_compiled(len(x), ffn):
+    if form == PLAIN and suits_compiled(ffn):
         shares, chosen = torch.ones((len(x), 1)), torch.zeros((len(x), 1), dtype=torch.int64)
         return _compiled(native.Experts(x, chosen, shares, [ffn], 0), workspace)
     wide = operand(x, ffn, workspace)

@@ -1,9 +1,12 @@
-"""Matrix products by what the processor can do: compiled for few rows, else a library's, widened where that is faster.
+"""Matrix products by what the processor can do: compiled ones, else a library's, widened where that is faster.
 
 A CPU without bfloat16 dot products multiplies bfloat16 matrices some ten times slower than float32 ones, and float16
 ones some hundred times slower. The compiled kernels widen weights to float32 as they read them. Without them, and for
 float16, the weights are widened piece by piece, each piece small enough to stay in the cache between the widening and
 the product.
+
+A compiled product gives a row the same bits whatever other rows share it; a library's does not, for it chooses its
+kernel, and with it the order of the sums, by the number of rows.
 """
 
 from __future__ import annotations
@@ -19,10 +22,6 @@ from executor.workspace import Workspace
 from hrm.workspace import ROWS_AT_A_TIME, piece_rows
 
 __all__ = ["is_native", "linear", "operand", "suits_compiled", "widened_product"]
-
-FEW_ROWS = 8
-"""Rows up to which the compiled kernels are used, for bfloat16 weights without native support. One Zen 3 core, experts
-of 1024 x 3584: 15, 27, 35 and 38 GFLOP/s at 1, 2, 4 and 8 rows; widened pieces in a matrix library 52 at 32."""
 
 NARROW_ROWS = 1
 """Rows up to which a narrow product without native support beats widening. On a Zen 3 core, bfloat16 weights
@@ -57,9 +56,14 @@ def _probe_s(dtype: torch.dtype) -> float:
     return fastest_s
 
 
-def suits_compiled(rows: float, weight: torch.Tensor) -> bool:
-    """Whether the compiled kernels multiply (on average) so many rows with such a weight best."""
-    if rows > FEW_ROWS or weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not native.available():
+def suits_compiled(weight: torch.Tensor) -> bool:
+    """Whether the compiled kernels multiply with such a weight: the one place where that is decided.
+
+    They do for bfloat16 weights on CPUs without native support. One Zen 3 core, experts of 1024 x 3584: 15, 50, 74 and
+    84 GFLOP/s at 1, 4, 16 and 128 rows, where a matrix library reaches 87 to 94 in float32 before any widening. With
+    native support, and in float32 from some 16 rows up, the library is the faster one.
+    """
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not native.available():
         return False
     return not is_native(weight.dtype, "cpu")
 
@@ -87,7 +91,7 @@ def linear(
     """
     if out is None:
         out = workspace.take((x.shape[0], weight.shape[0]), x.dtype)
-    if suits_compiled(x.shape[0], weight) and x.is_contiguous() and out.is_contiguous():
+    if suits_compiled(weight):
         return _compiled(x, weight, workspace, out)
     if x.dtype == weight.dtype and is_native(weight.dtype, weight.device.type):
         return torch.mm(x, weight.t(), out=out)

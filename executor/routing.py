@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from executor.linear import linear, widened_product
+from executor.linear import linear, suits_compiled, widened_product
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
@@ -36,7 +36,7 @@ def choose_experts(
     """Return what `route` does for x [tokens, hidden]; logits are computed in float32, whatever the weights' format."""
     with workspace.frame():
         wide = x if x.dtype == torch.float32 else workspace.take(x.shape, torch.float32).copy_(x)
-        if router.weight.dtype == torch.float32:
+        if router.weight.dtype == torch.float32 or suits_compiled(router.weight):
             logits = linear(wide, router.weight, workspace)
         else:
             logits = workspace.take((len(x), model.num_experts), torch.float32)

@@ -120,6 +120,64 @@ def test_the_number_of_threads_does_not_change_a_bit(path, monkeypatch):
     assert torch.equal(outs[0], outs[2])
 
 
+GROUPS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33, 47, 48, 127, 128, 129, 300)
+
+
+@paths
+@pytest.mark.parametrize("inputs", [7, 64, 1030, 2500])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_alone_is_the_same_row_among_others_bit_for_bit(path, dtype, x_dtype, inputs, monkeypatch):
+    monkeypatch.setenv("HRM_NATIVE_ISA", path)
+    torch.manual_seed(0)
+    x, weight = random(300, inputs, dtype=x_dtype), random(101, inputs, dtype=dtype)
+    memory = scratch(300 * native.packed_bytes(inputs))
+
+    def product(rows: slice) -> torch.Tensor:
+        out = torch.empty(len(x[rows]), 101, dtype=x_dtype)
+        native.linear(x[rows], weight, out, memory, 2)
+        return out
+
+    whole = product(slice(None))
+    for count in GROUPS:
+        for first in {0, 300 - count, (300 - count) // 3}:
+            rows = slice(first, first + count)
+            assert torch.equal(product(rows), whole[rows]), f"{count} rows from {first} on"
+
+
+@paths
+@pytest.mark.parametrize("rows_at_a_time", [1, 50, 2000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_alone_is_the_same_token_among_others_bit_for_bit(path, dtype, rows_at_a_time, monkeypatch):
+    """Whatever experts the others choose, and whether an expert's rows are worked on at once or in parts."""
+    monkeypatch.setenv("HRM_NATIVE_ISA", path)
+    torch.manual_seed(0)
+    hidden, intermediate = 96, 1064
+    x, weights = random(300, hidden, dtype=dtype), [random(3 * hidden * intermediate, dtype=dtype) for _ in range(4)]
+    shares, chosen = torch.rand(300, 4).topk(2)
+    memory = scratch(300 * native.packed_bytes(hidden) + rows_at_a_time * native.packed_bytes(intermediate))
+
+    def mixed(rows: slice) -> torch.Tensor:
+        out = torch.zeros(len(x[rows]), hidden)
+        native.experts(native.Experts(x[rows], chosen[rows], shares[rows], weights, 0), out, memory, 2)
+        return out
+
+    whole = mixed(slice(None))
+    for count in GROUPS:
+        rows = slice((300 - count) // 2, (300 - count) // 2 + count)
+        assert torch.equal(mixed(rows), whole[rows]), f"{count} tokens"
+
+
+@paths
+def test_rows_of_x_may_lie_apart(path, monkeypatch):
+    monkeypatch.setenv("HRM_NATIVE_ISA", path)
+    x, weight = random(5, 40, dtype=torch.bfloat16)[:, 3:35], random(9, 32, dtype=torch.bfloat16)
+    outs = [torch.empty(5, 9, dtype=torch.bfloat16) for _ in range(2)]
+    for source, out in zip((x, x.contiguous()), outs, strict=True):
+        native.linear(source, weight, out, scratch(5 * native.packed_bytes(32)), 1)
+    assert torch.equal(*outs)
+
+
 def test_infinite_and_large_numbers_go_through_the_activation_unharmed():
     x = torch.tensor([[1e4], [-1e4], [0.0]])
     flat = torch.tensor([1.0, 1.0, 1.0])

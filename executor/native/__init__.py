@@ -1,4 +1,4 @@
-"""Kernels compiled for the CPU: decode attention, and products with weight matrices for rows too few for a library.
+"""Kernels compiled for the CPU: decode attention, and products with weight matrices.
 
 Without a C++ compiler the package installs all the same: attention then runs through torch, and products are torch's.
 """

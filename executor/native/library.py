@@ -20,7 +20,7 @@ from hrm.errors import DeviceError
 
 __all__ = ["available", "chosen_path", "instruction_sets", "library", "status_line"]
 
-_INTERFACE_VERSION = 2
+_INTERFACE_VERSION = 3
 _INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 

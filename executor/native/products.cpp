@@ -1,8 +1,9 @@
-// Products with weight matrices on the CPU, and on them a mixture's experts: for rows too few for a matrix library.
+// Products with weight matrices on the CPU, and on them a mixture's experts: for any number of rows.
 //
 // A plain C interface for ctypes, as attention.cpp. `products_kernel.h` holds the kernel, compiled for each instruction
-// set; this file groups tokens by expert and shares (rows, outputs) pieces out over threads. Which piece adds to a number,
-// and in which order, does not depend on the number of threads: neither does a bit of the result.
+// set; this file groups tokens by expert and shares (rows, outputs) pieces out over threads. In which order a number is
+// added up follows from the inputs' count alone, and a token's experts come by their number: no bit of a row's result
+// depends on the other rows of the product, nor on the number of threads.
 
 #include <memory>
 
@@ -10,13 +11,14 @@
 
 // Mirrored field by field in products.py; the version in attention.cpp changes with it.
 struct HrmLinear {
-    const void* x;        // [rows, inputs]
+    const void* x;        // [rows, inputs], rows x_stride elements apart
     const void* weights;  // [outputs, inputs]
     void* out;            // [rows, outputs], as x
     void* memory;         // packed_bytes(inputs) for each row
     int64_t rows;
     int64_t inputs;
     int64_t outputs;
+    int64_t x_stride;
     int32_t x_is_bfloat16;
     int32_t weights_are_bfloat16;
 };
@@ -42,8 +44,9 @@ struct HrmExperts {
 namespace {
 
 constexpr int kMaxRows = 128;     // rows of x that share one reading of the weights
-constexpr int kMaxDepth = 640;    // inputs of a block: eight rows of x, 20 KiB, stay in L1
+constexpr int kMaxDepthBytes = 2048;  // of a row of weights in a block: a tile of four rows of x and three of weights stays in L1
 constexpr int kMaxOutputs = 48;   // outputs of a block; a multiple of every tile
+constexpr int kRowsWorthACopy = 48;  // of x: weights are then copied into one piece, whose rows do not meet in the same sets of a cache
 constexpr int kWidestUnit = 32;
 constexpr int kLineBytes = 64;
 constexpr double kWorthAThread = 1 << 20;  // multiply-adds that take some ten times as long as waking a thread
@@ -53,6 +56,7 @@ struct Job {
     const void* weights;
     int64_t inputs;
     int outputs;
+    void* copy;  // room for a block
 };
 
 struct Kernels {
@@ -115,6 +119,7 @@ int64_t packed_bytes(int64_t inputs) {
 struct Sums {
     alignas(kLineBytes) float first[kMaxOutputs * kMaxRows];
     alignas(kLineBytes) float second[kMaxOutputs * kMaxRows];
+    alignas(kLineBytes) char copy[kMaxOutputs * kMaxDepthBytes];
 };
 
 // A thread's own, kept as long as the thread: fresh memory would have to be mapped at each call.
@@ -227,9 +232,9 @@ class Mixture {
         const int outputs = static_cast<int>(std::min<int64_t>(step, job_.intermediate - first));
         const char* weights = at(job_.experts[segment.expert], first * job_.hidden * element_bytes_);
         Sums& mine = own_sums();
-        kernels_.multiply({weights, job_.hidden, outputs}, x, segment.count, mine.first);
+        kernels_.multiply({weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.first);
         weights += job_.intermediate * job_.hidden * element_bytes_;
-        kernels_.multiply({weights, job_.hidden, outputs}, x, segment.count, mine.second);
+        kernels_.multiply({weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.second);
         kernels_.activate(mine.first, mine.second, first, outputs, results, segment.count);
     }
 
@@ -242,7 +247,7 @@ class Mixture {
             for (int r = 0; r < segment.count; ++r) x[r] = row(segment.first + r);
             const int64_t before = (2 * job_.hidden + first) * job_.intermediate;
             const char* weights = at(job_.experts[segment.expert], before * element_bytes_);
-            kernels_.multiply({weights, job_.intermediate, outputs}, x, segment.count, mine.second);
+            kernels_.multiply({weights, job_.intermediate, outputs, mine.copy}, x, segment.count, mine.second);
             for (int r = 0; r < segment.count; ++r) {
                 float* out = job_.out + tokens_[segment.first + r] * job_.hidden + first;
                 const float share = shares_[segment.first + r];
@@ -269,7 +274,7 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
     const Kernels& kernels = kernels_for(path, job->weights_are_bfloat16, dots);
     const int64_t row_bytes = packed_bytes(job->inputs), element_bytes = job->weights_are_bfloat16 ? 2 : 4;
     share_out(job->rows, static_cast<double>(job->rows * job->inputs), num_threads, [&](int64_t row) {
-        kernels.pack(job->x, row * job->inputs, job->x_is_bfloat16, job->inputs, at(job->memory, row * row_bytes));
+        kernels.pack(job->x, row * job->x_stride, job->x_is_bfloat16, job->inputs, at(job->memory, row * row_bytes));
     });
     const int64_t parts = (job->rows + kMaxRows - 1) / kMaxRows;
     const int step = piece_outputs(job->outputs, parts, num_threads);
@@ -283,7 +288,7 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
         for (int r = 0; r < rows; ++r) x[r] = at(job->memory, (first_row + r) * row_bytes);
         Sums& mine = own_sums();
         const char* weights = at(job->weights, first * job->inputs * element_bytes);
-        kernels.multiply({weights, job->inputs, outputs}, x, rows, mine.second);
+        kernels.multiply({weights, job->inputs, outputs, mine.copy}, x, rows, mine.second);
         for (int r = 0; r < rows; ++r)
             for (int n = 0; n < outputs; ++n)
                 write(job->out, (first_row + r) * job->outputs + first + n, job->x_is_bfloat16, mine.second[n * kMaxRows + r]);

@@ -1,7 +1,8 @@
 """Products with weight matrices compiled for the CPU, and on them a mixture's experts; there must be a library.
 
-Made for rows too few for a matrix library: weights are read from memory once, as they lie, and widened in registers or
-in the cache. Sums are float32; which numbers are added in which order does not depend on the number of threads.
+Weights are read from memory as they lie, once per 128 rows, and widened in registers. Sums are float32. In which order
+numbers are added follows from the matrix's shape alone, so that a row's result is the same to the last bit whatever
+other rows share the product, and however many threads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class _Linear(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weights", "out", "memory")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "x_stride")),
         *((name, ctypes.c_int32) for name in ("x_is_bfloat16", "weights_are_bfloat16")),
     )
 
@@ -65,8 +66,8 @@ def packed_bytes(inputs: int) -> int:
 def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: torch.Tensor, num_threads: int) -> None:
     """Write x [rows, inputs] times weight [outputs, inputs] transposed into `out`, of the dtype of `x`.
 
-    `memory` holds `packed_bytes(inputs)` for each row. All tensors are contiguous and in host memory, `x` and `weight`
-    float32 or bfloat16.
+    `memory` holds `packed_bytes(inputs)` for each row. All tensors are contiguous (rows of `x` may lie apart) and in
+    host memory, `x` and `weight` float32 or bfloat16.
 
     Raises
     ------
@@ -76,7 +77,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: tor
     (rows, inputs), outputs = x.shape, weight.shape[0]
     if weight.shape[1] != inputs or out.shape != (rows, outputs) or out.dtype != x.dtype:
         raise ValueError(f"{tuple(x.shape)} times {tuple(weight.shape)} transposed does not give {tuple(out.shape)}")
-    _check(memory.nbytes >= rows * packed_bytes(inputs), x, weight, out)
+    _check(memory.nbytes >= rows * packed_bytes(inputs) and x.stride(1) == 1, x[:1], weight, out)
     job = _Linear(
         x=x.data_ptr(),
         weights=weight.data_ptr(),
@@ -85,6 +86,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: tor
         rows=rows,
         inputs=inputs,
         outputs=outputs,
+        x_stride=x.stride(0),
         x_is_bfloat16=x.dtype.itemsize == 2,
         weights_are_bfloat16=weight.dtype.itemsize == 2,
     )

@@ -34,13 +34,30 @@ HRM_TARGET inline Vec half(const uint16_t* at, bool second) {
 #endif
 }
 
-// sums[weight][row] += weights . x in float32, over `elements` inputs (a multiple of kUnit); `next` is requested meanwhile.
+#if HRM_WIDTH == 8
+#include "products_avx2.h"
+
+// As sum_each of four vectors.
+HRM_TARGET inline __m128 sum_four(const Vec* v) {
+#define HRM_PAIR(a, b) (_mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xDD))
+    const Vec both = HRM_PAIR(HRM_PAIR(v[0], v[1]), HRM_PAIR(v[2], v[3]));
+#undef HRM_PAIR
+    return _mm256_castps256_ps128(both) + _mm256_extractf128_ps(both, 1);
+}
+#endif
+
+// sums[weight][row] = weights . x in float32, over `elements` inputs (a multiple of kUnit); `next` is requested meanwhile.
 template <class Element, int kRows>
 struct WideTile {
     static constexpr int kWeights = weights_in_tile(kRows);
 
     HRM_TARGET static void multiply(const Element* const* weights, const Element* const* next, const float* const* x,
                                     int elements, Vec* sums) {
+#if HRM_WIDTH == 8
+        if (kRows == 4) return multiply_four_by_three(weights, next, x, elements, sums);
+#endif
+#pragma GCC unroll 32
+        for (int i = 0; i < kWeights * kRows; ++i) sums[i] = Vec{};
         for (int64_t at = 0; at < elements; at += kUnit) {
 #pragma GCC unroll 8
             for (int n = 0; n < kWeights; ++n) __builtin_prefetch(next[n] + at);
@@ -97,6 +114,8 @@ struct DotTile {
 
     HRM_TARGET static void multiply(const uint16_t* const* weights, const uint16_t* const* next,
                                     const uint16_t* const* x, int elements, Vec* sums) {
+#pragma GCC unroll 32
+        for (int i = 0; i < kWeights * kRows; ++i) sums[i] = Vec{};
         for (int at = 0; at < elements; at += kUnit) {
             __m512i w[kWeights];
 #pragma GCC unroll 8
@@ -128,57 +147,68 @@ struct Dot {
 };
 #endif
 
-// A block of weights: `count` rows `stride` apart, for `elements` inputs from `at` on; `next` is the block after it.
+// A block of weights: `count` rows `stride` apart, for `elements` inputs from `at` on. `next` is what the last tile
+// requests, of rows `next_stride` apart: some of the block that comes after.
 template <class Element>
 struct Block {
     const Element *weights, *next;
-    int64_t stride;
+    int64_t stride, next_stride;
     int count;
     int64_t at;
     int elements;
 };
 
-// sums[weight][row] += products, for a multiple of kRows rows.
+// sums[weight][row] += products, for kRows rows.
 template <class Tile, int kRows, class Element, class Operand>
-HRM_TARGET void add_rows(const Block<Element>& block, const Operand* const* x, int num_rows, float* sums) {
+HRM_TARGET void add_rows(const Block<Element>& block, const Operand* const* x, float* sums) {
     constexpr int kWeights = Tile::kWeights, kVectors = (kWeights * kRows + W - 1) / W * W;
+    const Operand* own[kRows];
+    for (int r = 0; r < kRows; ++r) own[r] = x[r] + block.at;
     for (int n = 0; n < block.count; n += kWeights) {
         const Element *weights[kWeights], *next[kWeights];
         const int valid = std::min(kWeights, block.count - n);
         for (int t = 0; t < kWeights; ++t) {
             weights[t] = block.weights + (n + std::min(t, valid - 1)) * block.stride;
-            next[t] = n + kWeights < block.count ? weights[t] + kWeights * block.stride : block.next + t * block.stride;
+            const bool last = n + kWeights >= block.count;
+            next[t] = last ? block.next + t * block.next_stride : weights[t] + kWeights * block.stride;
         }
-        for (int m = 0; m < num_rows; m += kRows) {
-            const Operand* own[kRows];
-            for (int r = 0; r < kRows; ++r) own[r] = x[m + r] + block.at;
-            Vec acc[kVectors];
-#pragma GCC unroll 32
-            for (int i = 0; i < kVectors; ++i) acc[i] = Vec{};
-            Tile::multiply(weights, next, own, block.elements, acc);
-            Vec products[kVectors / W];
-#pragma GCC unroll 4
-            for (int i = 0; i < kVectors / W; ++i) products[i] = sum_each(acc + i * W);
-            const float* product = reinterpret_cast<const float*>(products);
+        Vec acc[kVectors];
+#pragma GCC unroll 8
+        for (int i = kWeights * kRows; i < kVectors; ++i) acc[i] = Vec{};
+        Tile::multiply(weights, next, own, block.elements, acc);
+#if HRM_WIDTH == 8
+        if (kRows == 4) {
             for (int t = 0; t < valid; ++t)
-                for (int r = 0; r < kRows; ++r) sums[(n + t) * kMaxRows + m + r] += product[t * kRows + r];
+                *reinterpret_cast<__m128*>(sums + (n + t) * kMaxRows) += sum_four(acc + t * kRows);
+            continue;
         }
+#endif
+        Vec products[kVectors / W];
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectors / W; ++i) products[i] = sum_each(acc + i * W);
+        const float* product = reinterpret_cast<const float*>(products);
+        for (int t = 0; t < valid; ++t)
+            for (int r = 0; r < kRows; ++r) sums[(n + t) * kMaxRows + r] += product[t * kRows + r];
     }
 }
 
-// All rows: eight at a time, so that their part of x stays in L1 beside the weights', then what is left.
+// All rows, four at a time, so that their part of x stays in L1. What is left of them is split evenly.
 template <class Format>
-HRM_TARGET void add_block(const Block<typename Format::Element>& block, const typename Format::Operand* const* x,
-                          int num_rows, float* sums) {
+HRM_TARGET void add_block(Block<typename Format::Element> block, const typename Format::Operand* const* x, int num_rows,
+                          float* sums) {
     int m = 0;
-    for (int step; m + 4 <= num_rows; m += step) {
-        step = std::min(8, (num_rows - m) / 4 * 4);
-        add_rows<typename Format::template Tile<4>, 4>(block, x + m, step, sums + m);
+    for (; m + 4 <= num_rows && num_rows - m != 5; m += 4) {
+        add_rows<typename Format::template Tile<4>, 4>(block, x + m, sums + m);
+        block.next += Format::template Tile<4>::kWeights * block.next_stride;
+    }
+    if (num_rows - m == 5) {
+        add_rows<typename Format::template Tile<3>, 3>(block, x + m, sums + m);
+        m += 3;
     }
     switch (num_rows - m) {
-        case 1: return add_rows<typename Format::template Tile<1>, 1>(block, x + m, 1, sums + m);
-        case 2: return add_rows<typename Format::template Tile<2>, 2>(block, x + m, 2, sums + m);
-        case 3: return add_rows<typename Format::template Tile<3>, 3>(block, x + m, 3, sums + m);
+        case 1: return add_rows<typename Format::template Tile<1>, 1>(block, x + m, sums + m);
+        case 2: return add_rows<typename Format::template Tile<2>, 2>(block, x + m, sums + m);
+        case 3: return add_rows<typename Format::template Tile<3>, 3>(block, x + m, sums + m);
     }
 }
 
@@ -187,13 +217,21 @@ template <class Format>
 HRM_TARGET void multiply(const Job& job, const void* const* packed, int num_rows, float* sums) {
     const auto* weights = static_cast<const typename Format::Element*>(job.weights);
     const auto* x = reinterpret_cast<const typename Format::Operand* const*>(packed);
-    const int64_t whole = job.inputs / kUnit * kUnit, blocks = (whole + kMaxDepth - 1) / kMaxDepth;
+    const int64_t whole = job.inputs / kUnit * kUnit, most = kMaxDepthBytes / sizeof(*weights), blocks = (whole + most - 1) / most;
     const int64_t depth = blocks ? ((whole + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit : 0;
     std::memset(sums, 0, sizeof(float) * kMaxRows * job.outputs);
     for (int64_t at = 0; at < whole; at += depth) {
         const auto* next = weights + (at + depth < whole ? at + depth : job.inputs * job.outputs);
         const int elements = static_cast<int>(std::min(depth, whole - at));
-        add_block<Format>({weights + at, next, job.inputs, job.outputs, at, elements}, x, num_rows, sums);
+        Block<typename Format::Element> block{weights + at, next, job.inputs, job.inputs, job.outputs, at, elements};
+        if (num_rows >= kRowsWorthACopy && blocks > 1) {
+            auto* copy = static_cast<typename Format::Element*>(job.copy);
+            for (int n = 0; n < job.outputs; ++n)
+                std::memcpy(copy + n * elements, block.weights + n * block.stride, elements * sizeof *copy);
+            block.weights = copy;
+            block.stride = elements;
+        }
+        add_block<Format>(block, x, num_rows, sums);
     }
     for (int64_t at = whole; at < job.inputs; ++at)
         for (int n = 0; n < job.outputs; ++n)
