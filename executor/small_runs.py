@@ -71,7 +71,7 @@ def small_runs(backend: Backend, budget_s: float = math.inf) -> tuple[TaskRun, .
 
 
 def _policies() -> Iterator[Policy]:
-    """Yield attention on the CPU, on the GPU, on the GPU with the cache on the host, and everything on the CPU."""
+    """Yield attention on the CPU, on the GPU, there with the cache on the host, split experts, all on the CPU."""
     policy = Policy(
         batch_size=SEQUENCES,
         micro_batch_size=SEQUENCES,
@@ -86,6 +86,8 @@ def _policies() -> Iterator[Policy]:
     yield policy
     yield replace(policy, attention_device=Processor.GPU, kv_on_gpu=1.0)
     yield replace(policy, attention_device=Processor.GPU, schedule=ScheduleName.KV_TRANSFER)
+    half = SMALL.num_experts // 2
+    yield replace(policy, resident_experts=half, cpu_experts=half)
     yield replace(policy, ffn_device=Processor.CPU, resident_experts=0, schedule=ScheduleName.HOST)
 
 

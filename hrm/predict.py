@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hrm.arrays import Reals
@@ -131,14 +132,18 @@ class _Wave:
         busy = {lane: sum(load.busy_s(lane) for load in loads) / whole_s for lane in bottleneck.busy}
         return replace(bottleneck, busy=busy)
 
-    def task_s(self) -> dict[Phase, dict[TaskKind, float]]:
-        """Return the seconds of each kind of task over the whole batch."""
-        by_phase: dict[Phase, dict[TaskKind, float]] = {}
+    def task_s(self) -> Iterator[tuple[Phase, dict[TaskKind, float]]]:
+        """Yield the seconds of each kind of task in prefill and each stretch of decode.
+
+        Simulated ones are of the tasks as they ran: beside others that share their rates, the first pages with prefill.
+        """
         for index, (count, work) in enumerate(self.passes):
-            sums = by_phase.setdefault(Phase.DECODE if index else Phase.PREFILL, {})
-            for kind, seconds in work.by_kind.items():
-                sums[kind] = sums.get(kind, 0.0) + count * float(seconds)
-        return by_phase
+            phase = Phase.DECODE if index else Phase.PREFILL
+            if self.simulated is None:
+                yield phase, {kind: count * float(seconds) for kind, seconds in work.by_kind.items()}
+            else:
+                lanes = self.simulated.loads[index].seconds.values()
+                yield phase, {kind: seconds for by_kind in lanes for kind, seconds in by_kind.items()}
 
 
 def predict(
@@ -237,7 +242,7 @@ def predict_grid(
 def _task_s(waves: list[tuple[int, _Wave]]) -> dict[Phase, dict[TaskKind, float]]:
     total: dict[Phase, dict[TaskKind, float]] = {}
     for count, wave in waves:
-        for phase, by_kind in wave.task_s().items():
+        for phase, by_kind in wave.task_s():
             sums = total.setdefault(phase, {})
             for kind, seconds in by_kind.items():
                 sums[kind] = sums.get(kind, 0.0) + count * seconds

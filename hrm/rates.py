@@ -30,6 +30,13 @@ _MEMORY_TRAIT = {
 _CLASS_BY_NAME = {"cpu": DeviceClass.SERVER_CPU, "disk": DeviceClass.DISK}
 MATRIX_UNIT_FROM = 4.0
 """A 16-bit peak this many times float32's is a matrix unit's: vector units double it, AMX makes it sixteen times."""
+_OF_SPLIT_EXPERTS = (
+    TaskKind.POST_ATTENTION,
+    TaskKind.EXPERT_OFFLOAD,
+    TaskKind.CPU_EXPERTS,
+    TaskKind.GPU_EXPERTS,
+    TaskKind.EXPERT_UPLOAD,
+)
 HOST_MEMORY_LANES = {Lane.CPU: 1.0, Lane.H2D: 1.0, Lane.D2H: 1.0, Lane.PIN: 2.0, Lane.DISK: 1.0}
 """Lanes that move bytes of host memory, and bytes moved per byte of their work: a staging copy reads and writes."""
 
@@ -39,10 +46,15 @@ def class_of(name: str, level: Level) -> DeviceClass:
     return level.device_class or _CLASS_BY_NAME.get(name, DeviceClass.DATACENTER_GPU)
 
 
-def placement_of(policy: Policy) -> str:
-    """Name the ways of placing things in which tasks of one kind do different things: where attention and cache lie."""
+def placement_of(policy: Policy, kind: TaskKind) -> str:
+    """Name the ways of placing things in which tasks of a kind do different things.
+
+    That is where attention and cache lie; of what split experts make of post-attention, that they are split.
+    """
     if policy.main_device is Processor.CPU:
         return "all_on_cpu"
+    if policy.cpu_experts and kind in _OF_SPLIT_EXPERTS:
+        return "split_experts"
     if policy.attention_device is Processor.CPU:
         return "attention_on_cpu"
     return "kv_transfer" if policy.schedule is ScheduleName.KV_TRANSFER else "attention_on_gpu"
@@ -146,7 +158,7 @@ class Rates:
 
     def task_s(self, policy: Policy, kind: TaskKind) -> float:
         """Return what a task takes beyond its kernels and bytes (nothing at peaks, or where it was not measured)."""
-        return self.hardware.task_s.get(placement_of(policy), {}).get(kind, 0.0) if self.measured else 0.0
+        return self.hardware.task_s.get(placement_of(policy, kind), {}).get(kind, 0.0) if self.measured else 0.0
 
     @property
     def staging_bytes_per_s(self) -> float:

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from hrm.device.streams import StreamSet, WorkerStream, allowed_cores, current_lane
+from hrm.device.streams import StreamSet, WorkerStream, allowed_cores, current_lane, leave_out_sleep
 from hrm.errors import DeviceError
 from hrm.schedule.task import Lane
 
@@ -132,6 +132,18 @@ def test_slowed_stream_takes_its_factor_of_the_cpu_time():
     stream.close()
 
     assert events[-1].ended_s - events[0].started_s >= 4.9 * sum(used_s)
+
+
+def test_sleep_is_left_out_for_the_work_that_says_so_alone(monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(WorkerStream, "_sleep", lambda _, owed_s: slept.append(owed_s))
+    stream = WorkerStream(Lane.CPU, slowdown=5.0)
+    stream.submit(leave_out_sleep).wait()
+    before = len(slept)
+    stream.submit(lambda: None).wait()
+    stream.close()
+
+    assert (before, len(slept)) == (0, 1)
 
 
 def test_closing_finishes_submitted_work_and_refuses_more():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,6 +207,19 @@ def test_table_holds_every_shape_where_time_allows(host, monkeypatch):
     assert table.sizes == probe.sizes
     for size, line in zip(table.sizes, table.seconds, strict=True):
         assert all(seconds >= size * rows * 1e-5 for rows, seconds in zip(table.rows, line, strict=True))
+
+
+@two_cores
+def test_table_of_a_slowed_host_has_its_times_without_its_sleep():
+    backend = EmulatedBackend(replace(SPEC, host_slowdown=1e6))
+    table = measure_table(Bench(backend, quick=True), _sleeping_probe(1e-6), "cpu", budget_s=0.0)
+    backend.close()
+
+    assert all(
+        seconds >= 1e6 * 1e-6 * size * rows
+        for size, line in zip(table.sizes, table.seconds, strict=True)
+        for rows, seconds in zip(table.rows, line, strict=True)
+    )
 
 
 def test_table_has_two_row_counts_even_without_time_unless_the_second_takes_long(host):

@@ -89,7 +89,38 @@ def test_what_the_profile_explains_is_taken_off():
     ],
 )
 def test_placements_have_names(attention, ffn, schedule, name):
-    assert placement_of(policy(attention, ffn, schedule=schedule)) == name
+    assert placement_of(policy(attention, ffn, schedule=schedule), TaskKind.ATTENTION) == name
+
+
+def test_split_experts_have_tasks_of_their_own_and_share_the_others():
+    split = policy(cpu_experts=1)
+    own = {TaskKind.CPU_EXPERTS: 0.25, TaskKind.EXPERT_UPLOAD: 0.5, TaskKind.POST_ATTENTION: 2.0}
+    plain, slower = (
+        only(costs(one, of=split)) for one in (machine(), replace(machine(), task_s=EXTRA | {"split_experts": own}))
+    )
+
+    extra = EXTRA["attention_on_cpu"] | own
+    for kind, cost in plain.items():
+        assert slower[kind].seconds - cost.seconds == pytest.approx(extra.get(kind, 0.0))
+
+
+def test_of_tasks_that_do_the_same_in_two_runs_the_first_counts():
+    explained = only(costs(machine(), of=policy(batch_size=2, micro_batch_size=2)))
+    first_s = float(explained[TaskKind.ATTENTION].seconds) + 0.5
+    runs = [
+        TaskRun(
+            policy=policy(batch_size=2, micro_batch_size=2, cpu_experts=on_cpu),
+            model=model(),
+            workload=replace(workload(), gen_len=2),
+            seconds={TaskKind.ATTENTION: seconds, TaskKind.CPU_EXPERTS: 100.0},
+        )
+        for on_cpu, seconds in ((0, first_s), (1, 7.0))
+    ]
+
+    found = overheads(machine(), runs)
+
+    assert found["attention_on_cpu"] == {TaskKind.ATTENTION: pytest.approx(0.5)}
+    assert set(found["split_experts"]) == {TaskKind.CPU_EXPERTS}
 
 
 def test_the_executor_runs_every_placement_that_there_is_room_for():
@@ -101,9 +132,13 @@ def test_the_executor_runs_every_placement_that_there_is_room_for():
         device.close()
         host.close()
 
-    placements = [placement_of(run.policy) for run in runs]
-    assert placements == ["attention_on_cpu", "attention_on_gpu", "kv_transfer", "all_on_cpu"]
-    assert [placement_of(run.policy) for run in alone] == ["all_on_cpu"]
+    kind = TaskKind.POST_ATTENTION
+    placements = [placement_of(run.policy, kind) for run in runs]
+    assert placements == ["attention_on_cpu", "attention_on_gpu", "kv_transfer", "split_experts", "all_on_cpu"]
+    assert [placement_of(run.policy, kind) for run in alone] == ["all_on_cpu"]
     assert all(seconds > 0 for run in runs for seconds in run.seconds.values())
     assert TaskKind.KV_LOAD in runs[2].seconds
+    assert {TaskKind.CPU_EXPERTS, TaskKind.GPU_EXPERTS, TaskKind.EXPERT_OFFLOAD, TaskKind.EXPERT_UPLOAD} <= set(
+        runs[3].seconds
+    )
     assert SMALL.dtype is DType.BFLOAT16

@@ -321,3 +321,17 @@ def test_sampled_decode_steps_stand_for_all(attention, monkeypatch):
         return predicted.by_fidelity[Fidelity.SIMULATED].decode_s
 
     assert decode_s(4) == pytest.approx(decode_s(16), rel=0.02)
+
+
+def test_the_seconds_of_simulated_tasks_have_the_first_pages_with_prefill():
+    """The link brings up a layer's pages before the first pass; the last pass brings none for the next."""
+    streaming, job = policy(attention=Processor.GPU), workload(gen_len=3)
+    bound, simulated = (
+        predict(streaming, model(), machine(), job, fidelity=level).task_s
+        for level in (Fidelity.CEILING, Fidelity.SIMULATED)
+    )
+    layers = model().num_layers
+    before, after = ({phase: found[phase][TaskKind.PAGE_COPY] for phase in Phase} for found in (bound, simulated))
+
+    assert after[Phase.PREFILL] == pytest.approx(before[Phase.PREFILL] * (layers + 1) / layers)
+    assert after[Phase.DECODE] == pytest.approx(before[Phase.DECODE] * (2 * layers - 1) / (2 * layers))

@@ -205,13 +205,16 @@ def _per_schedule(problem: Problem, longest_s: float) -> Iterator[Policy]:
 
 
 def _spread(site: Site, size: int, asked: Asked) -> Iterator[tuple[Policy, Tokens, Workload]]:
-    """Yield policies from all over the space, each with a job of its own, that take about the time of a case."""
+    """Yield policies from all over the space, each with a job of its own, that take about the time of a case.
+
+    Those that should keep two lanes busy go before the others: where one lane sets the pace alone, little is predicted.
+    """
     from itertools import islice
 
-    from hrm.predict import predict
     from hrm.validation.cases import draws, fitted
 
-    found = 0
+    wanted: list[tuple[Policy, Tokens, Workload]] = []
+    others: list[tuple[Policy, Tokens, Workload]] = []
     for number, draw in enumerate(islice(draws(asked.plans, asked.seed), DRAWS_PER_CASE * asked.plans)):
         tokens = site.pool.take(size, draw.prompt_len, asked.seed + number)
         gen_len = round(LEAST_GEN_LEN * (MOST_GEN_LEN / LEAST_GEN_LEN) ** draw.gen_len)
@@ -219,13 +222,28 @@ def _spread(site: Site, size: int, asked: Asked) -> Iterator[tuple[Policy, Token
         policy = fitted(_placement(site, workload, draw), draw, site.model, site.hardware, workload)
         if policy is None:
             continue
-        level = Fidelity.CEILING
-        times = predict(policy, site.model, site.hardware, workload, fidelity=level, fidelities=(level,)).times
-        if SHORTEST * asked.case_s <= times.prefill_s + times.decode_s <= LONGEST * asked.case_s:
-            yield policy, tokens, workload
-            found += 1
-        if found == asked.plans:
-            return
+        took_s, busy = _foreseen(site, policy, workload)
+        if SHORTEST * asked.case_s <= took_s <= LONGEST * asked.case_s:
+            (wanted if busy >= 2 or not site.hardware.has_gpu else others).append((policy, tokens, workload))
+        if len(wanted) == asked.plans:
+            break
+    yield from (wanted + others)[: asked.plans]
+
+
+def _foreseen(site: Site, policy: Policy, workload: Workload) -> tuple[float, int]:
+    """Return the seconds that a policy should take, and how many lanes should work for most of them."""
+    from hrm.predict import predict
+    from hrm.schedule.task import Lane, Phase
+    from hrm.validation.judged_case import BUSY
+
+    level = Fidelity.SIMULATED
+    found = predict(policy, site.model, site.hardware, workload, fidelity=level, fidelities=(level,))
+    lasted = {Phase.PREFILL: found.times.prefill_s, Phase.DECODE: found.times.decode_s}
+    whole_s = sum(lasted.values())
+    worked_s = [
+        sum(one.busy.get(lane, 0.0) * lasted[phase] for phase, one in found.bottleneck.items()) for lane in Lane
+    ]
+    return whole_s, sum(seconds >= BUSY * whole_s for seconds in worked_s)
 
 
 def _placement(site: Site, workload: Workload, draw: Draw) -> Policy:

@@ -11,6 +11,7 @@ import torch
 from hrm.device.backend import Backend
 from hrm.dtypes import DType
 from hrm.files import to_plain
+from hrm.hardware import EmulatedSpec
 from hrm.microbench.measure import CpuUse, Timed, measure, on_lane, warm_up
 from hrm.schedule.task import Lane
 
@@ -63,6 +64,11 @@ class Bench:
     def begin_part(self, share_s: float) -> None:
         """Give what is measured next so many seconds, or what is left where that is less."""
         self._part_end_s = min(time.perf_counter() + share_s, self._deadline_s)
+
+    def slowdown(self, lane: Lane) -> float:
+        """Return by what factor an emulated machine slows a lane's work by sleeping after it."""
+        spec: EmulatedSpec | None = getattr(self.backend, "spec", None)
+        return spec.host_slowdown if spec is not None and lane is Lane.CPU else 1.0
 
     def say(self, text: str) -> None:
         """Report what is measured next."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from hrm.ceilings import CeilingTable, Kernel
+from hrm.device.streams import leave_out_sleep
 from hrm.dtypes import DType
 from hrm.hardware import Measurement
 from hrm.microbench.bench import Bench
@@ -63,8 +64,9 @@ def measure_table(
 
     A middle row count tells what others cost. Then come the most rows that fit, for beyond its last row count a table
     keeps the rate of its edge, then the fewest, then those farthest from the measured ones. A `coarse` table has the
-    outermost sizes and a few row counts.
+    outermost sizes and a few row counts. What a slowed host would sleep is multiplied in, not waited for.
     """
+    lane = _LANES[level]
     deadline_s = time.perf_counter() + budget_s
     sizes = _ends(probe.sizes) if coarse else probe.sizes
     wanted = min(len(probe.rows), _QUICK_ROWS) if coarse else len(probe.rows)
@@ -72,13 +74,14 @@ def measure_table(
     rows: int | None = probe.rows[(len(probe.rows) - 1) // 2]
     while rows is not None and len(columns) < wanted:
         share_s = (deadline_s - time.perf_counter()) / (wanted - len(columns))
-        operands = {size: _made(probe, _LANES[level], size, rows) for size in sizes}
-        columns[rows] = _measure_column(bench, _LANES[level], operands, share_s)
+        operands = {size: _made(probe, lane, size, rows) for size in sizes}
+        columns[rows] = _measure_column(bench, lane, operands, share_s)
         left_s = deadline_s - time.perf_counter()
         if len(columns) == 1:
             left_s = max(left_s, _SECOND_COLUMN_S)
         rows = _next_rows(probe.rows, columns, left_s)
     measured = sorted(columns)
+    slowdown = bench.slowdown(lane)
     cells = [[columns[rows].cells[size] for rows in measured] for size in sizes]
     return CeilingTable(
         kernel=probe.kernel,
@@ -86,8 +89,8 @@ def measure_table(
         dtype=probe.dtype,
         sizes=tuple(float(size) for size in sizes),
         rows=tuple(measured),
-        seconds=tuple(tuple(cell.median for cell in line) for line in cells),
-        iqr_s=max(cell.iqr for line in cells for cell in line),
+        seconds=tuple(tuple(slowdown * cell.median for cell in line) for line in cells),
+        iqr_s=slowdown * max(cell.iqr for line in cells for cell in line),
     )
 
 
@@ -146,9 +149,15 @@ def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
 
     A call on its own would find its threads asleep and its temporaries gone from the cache.
     """
-    calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / bench.seconds(lane, call)))
+
+    def alone() -> None:
+        leave_out_sleep()
+        call()
+
+    calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / bench.seconds(lane, alone)))
 
     def several() -> None:
+        leave_out_sleep()
         for _ in range(calls):
             call()
 

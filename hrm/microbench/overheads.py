@@ -34,15 +34,17 @@ class TaskRun:
 
 
 def overheads(profile: HardwareProfile, runs: Iterable[TaskRun]) -> dict[str, dict[TaskKind, float]]:
-    """Return, by placement and kind, what tasks took beyond what the profile explains; never less than nothing."""
-    found = {}
+    """Return, by placement and kind, what tasks took beyond what the profile explains; never less than nothing.
+
+    Where several runs have tasks that do the same, the first one counts.
+    """
+    found: dict[str, dict[TaskKind, float]] = {}
     for run in runs:
         rates, step = Rates(hardware=profile, measured=True), run.workload.gen_len / 2
         costs = pass_costs(PolicyGrid.of(run.policy), run.model, rates, run.workload, Phase.DECODE, step)
         explained = costs.full[run.model.layer_kind(0)]
-        found[placement_of(run.policy)] = {
-            kind: max(0.0, seconds - float(explained[kind].seconds))
-            for kind, seconds in run.seconds.items()
-            if kind in explained and kind not in _WITHOUT
-        }
+        for kind, seconds in run.seconds.items():
+            if kind in explained and kind not in _WITHOUT:
+                beyond_s = max(0.0, seconds - float(explained[kind].seconds))
+                found.setdefault(placement_of(run.policy, kind), {}).setdefault(kind, beyond_s)
     return found

@@ -14,7 +14,7 @@ from hrm.validation.cases import Case, Run
 from hrm.validation.quantities import END_TO_END, Expected, expected, lane_kinds, measured_seconds, paced
 from hrm.validation.statistics import Ranked
 
-__all__ = ["Attribution", "JudgedCase", "Quantity", "judged_case"]
+__all__ = ["BUSY", "Attribution", "JudgedCase", "Quantity", "judged_case"]
 
 BUSY = 0.6
 """Share of a run from which on a lane counts as busy."""
