@@ -88,6 +88,15 @@ def test_contaminated_rounds_are_redone_and_left_out(monkeypatch):
     assert times == {"a": (2.0, 4.0, 5.0)}
 
 
+def test_parts_that_others_disturbed_most_of_the_time_are_named(host, monkeypatch):
+    _verdicts(monkeypatch, False, True, False, False, *[True] * 10)
+    for part in ("calm", "disturbed"):
+        host.say(part)
+        host.times(Lane.CPU, {"nothing": lambda: None})
+
+    assert host.disturbed == ["disturbed"]
+
+
 def test_redoing_is_bounded_and_then_uses_what_there_is(monkeypatch):
     _verdicts(monkeypatch, *[True] * 100)
     times = measure.measure({"a": lambda: 1.0}, rounds=3, budget_s=1.0)
@@ -259,6 +268,7 @@ def test_emulated_profile_says_its_sources_and_reads_back_as_written(tmp_path):
 
     assert first.read_text() == second.read_text()
     assert (loaded.device, loaded.emulated) == ("emulated", SPEC)
+    assert loaded.level("cpu").cores == len(SPEC.host_cores)
     assert loaded.level("gpu").capacity_bytes == SPEC.memory_capacity_bytes
     assert used_bytes == 0, "the profiler must give back the device memory it used"
     for name, pace in (("h2d", 2e8), ("d2h", 1e8)):

@@ -50,6 +50,8 @@ class Bench:
         self._part_end_s = self._deadline_s
         self._progress = progress
         self._log: list[dict[str, Any]] = []
+        self._part = ""
+        self._clean: dict[str, list[bool]] = {}
 
     @property
     def left_s(self) -> float:
@@ -71,13 +73,20 @@ class Bench:
         return spec.host_slowdown if spec is not None and lane is Lane.CPU else 1.0
 
     def say(self, text: str) -> None:
-        """Report what is measured next."""
+        """Report what is measured next: the part that rounds belong to from now on."""
+        self._part = text
         if self._progress is not None:
             self._progress(text)
 
     def log(self, result: object, use: CpuUse) -> None:
         """Keep what a round gave and the CPU time it took, whether it will be used or not."""
         self._log.append({"result": to_plain(result)} | to_plain(use))
+        self._clean.setdefault(self._part, []).append(use.clean)
+
+    @property
+    def disturbed(self) -> list[str]:
+        """Parts in most of whose rounds other processes used the cores, so that their figures had to count."""
+        return [part for part, clean in self._clean.items() if 2 * sum(clean) < len(clean)]
 
     def take_log(self) -> list[dict[str, Any]]:
         """Return the rounds kept since the last call, as plain data."""

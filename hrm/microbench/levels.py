@@ -70,6 +70,7 @@ def host_level(notes: Notes, spec: EmulatedSpec | None, host: HostSamples) -> Le
     total, free = memory_bytes()
     # The emulated device's memory lies in the host's: what it may take is not free for the host.
     free -= spec.memory_capacity_bytes if spec else 0
+    notes.other("levels.cpu.cores", "those that compute: one per thread")
     notes.other("levels.cpu.capacity_bytes", "as the system reports it")
     notes.other("levels.cpu.usable_bytes", f"{_HOST_SHARE:.0%} of what was free")
     notes.other("levels.cpu.runtime_bytes", "resident memory of the process that measured, its kernels warmed up")
@@ -78,6 +79,7 @@ def host_level(notes: Notes, spec: EmulatedSpec | None, host: HostSamples) -> Le
         capacity_bytes=total,
         usable_bytes=max(1, int(_HOST_SHARE * free)),
         runtime_bytes=runtime_bytes(),
+        cores=most,
         compute_flop_per_s=compute,
         launch_s=launch.median,
         memory_roofs=_memory_roofs(notes, others, slowed),

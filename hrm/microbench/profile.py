@@ -255,6 +255,7 @@ def profile_machine(
     spec = run.spec
     facts |= accelerator_facts(backend.device) | {"load at the end": system_facts()["load at the start"]}
     facts |= {"date": dt.date.today().isoformat(), "command": request.command}
+    facts["disturbed by other processes"] = ", ".join(run.bench.disturbed) or "nothing"
     if run.journal.resumed:
         facts["resumed"] = f"{len(run.journal.resumed)} sections from a run that was cut short"
     if ran:
