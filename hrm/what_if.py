@@ -35,6 +35,8 @@ class Resource(StrEnum):
     GPU_BANDWIDTH = "gpu_bandwidth"
     CPU_COMPUTE = "cpu_compute"
     GPU_COMPUTE = "gpu_compute"
+    DISK = "disk"
+    """Rate at which experts are read from disk."""
     GPUS = "gpus"
     """Cards of the same kind, behind the same link to the host."""
     CPU = "cpu"
@@ -50,8 +52,8 @@ PARTS = {
 """What the resources that stand for several change together."""
 SIMPLE_RESOURCES = tuple(resource for resource in Resource if resource not in PARTS)
 _ALIASES = {"dram": Resource.CPU_BANDWIDTH}
-_NEEDS_GPU = frozenset(Resource) - {Resource.CPU, *PARTS[Resource.CPU]}
-_HOST_LINKS = ("h2d", "d2h")
+_NEEDS_GPU = frozenset(Resource) - {Resource.DISK, Resource.CPU, *PARTS[Resource.CPU]}
+_LINKS_OF = {Resource.LINK: ("h2d", "d2h"), Resource.DISK: ("disk",)}
 _MEASURED_KERNEL_LIMIT = {
     Kernel.ATTENTION_DECODE: "memory",
     Kernel.ATTENTION_PREFILL: "compute",
@@ -106,8 +108,10 @@ def amount(hardware: HardwareProfile, resource: Resource) -> float:
     """
     if resource in _NEEDS_GPU and not hardware.has_gpu:
         raise HrmError(f"{resource}: {hardware.name} has no gpu (change something else)")
-    if resource is Resource.LINK:
-        link = hardware.link("h2d")
+    if resource is Resource.DISK and "disk" not in hardware.levels:
+        raise HrmError(f"{resource}: {hardware.name} has no disk (measure one with hrm profile --disk FOLDER)")
+    if resource in _LINKS_OF:
+        link = hardware.link(_LINKS_OF[resource][0])
         return link.bytes_per_s.roof * link.paths
     level = hardware.level("gpu" if resource in _NEEDS_GPU else "cpu")
     if resource is Resource.GPUS:
@@ -157,6 +161,7 @@ _BYTES_PER_S = _Measure({f"{unit}/s": step for unit, step in _SIZES.items()}, "+
 _FLOP_PER_S = _Measure({f"{name}flop/s": step for name, step in _STEPS.items()}, "+1TFLOP/s", format_flop_per_s)
 _MEASURES = {
     Resource.LINK: _BYTES_PER_S,
+    Resource.DISK: _BYTES_PER_S,
     Resource.CPU_MEMORY: _BYTES,
     Resource.GPU_MEMORY: _BYTES,
     Resource.CPU_BANDWIDTH: _BYTES_PER_S,
@@ -206,12 +211,13 @@ def _factor(value: str, resource: Resource, hardware: HardwareProfile) -> float 
 
 def _with(hardware: HardwareProfile, resource: Resource, factor: float) -> HardwareProfile:
     amount(hardware, resource)
-    if resource is Resource.LINK:
+    if resource in _LINKS_OF:
         links = {
-            name: replace(link, bytes_per_s=_times(link.bytes_per_s, factor)) if name in _HOST_LINKS else link
+            name: replace(link, bytes_per_s=_times(link.bytes_per_s, factor)) if name in _LINKS_OF[resource] else link
             for name, link in hardware.links.items()
         }
-        return replace(hardware, links=links)
+        hardware = replace(hardware, links=links)
+        return hardware if resource is Resource.LINK else _with_disk(hardware, factor)
     name = "gpu" if resource in _NEEDS_GPU else "cpu"
     level = _level_with(hardware.level(name), resource, factor)
     changed = replace(hardware, levels=hardware.levels | {name: level})
@@ -223,6 +229,13 @@ def _with(hardware: HardwareProfile, resource: Resource, factor: float) -> Hardw
         changed = replace(changed, shared=shared)
     tables = tuple(_moved(table, hardware, changed) if table.level == name else table for table in hardware.ceilings)
     return replace(changed, ceilings=tables)
+
+
+def _with_disk(hardware: HardwareProfile, factor: float) -> HardwareProfile:
+    """Return a machine whose disk itself, beside the way to it, is so much faster."""
+    disk = hardware.level("disk")
+    faster = replace(disk, read_bytes_per_s=_times(disk.read_bytes_per_s, factor))
+    return replace(hardware, levels=hardware.levels | {"disk": faster})
 
 
 def _level_with(level: Level, resource: Resource, factor: float) -> Level:

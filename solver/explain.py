@@ -27,6 +27,7 @@ STEP = 0.1
 """How much more of a resource is tried, as a share of what there is, and how much a policy is asked to grow."""
 UNITS = {
     Resource.LINK: ("GB/s", GB),
+    Resource.DISK: ("GB/s", GB),
     Resource.CPU_MEMORY: ("GiB", float(GIB)),
     Resource.GPU_MEMORY: ("GiB", float(GIB)),
     Resource.CPU_BANDWIDTH: ("GB/s", GB),
@@ -195,13 +196,15 @@ def _growths(problem: Problem, policy: Policy) -> Iterator[Growth]:
 
 
 def prices(problem: Problem, best: Found) -> tuple[Price, ...]:
-    """Return the shadow price of each resource that the machine has, at `ceiling`, around the best policy."""
-    present = (
+    """Return the shadow price of each resource that is used, at `ceiling`, around the best policy."""
+    reads_disk = best.policy.disk_experts > 0
+    present = (resource for resource in SIMPLE_RESOURCES if resource is not Resource.GPUS)
+    used = (
         resource
-        for resource in SIMPLE_RESOURCES
-        if resource is not Resource.GPUS and (problem.hardware.has_gpu or resource.value.startswith("cpu"))
+        for resource in present
+        if (reads_disk if resource is Resource.DISK else problem.hardware.has_gpu or resource.value.startswith("cpu"))
     )
-    return tuple(_price(problem, best, resource) for resource in present)
+    return tuple(_price(problem, best, resource) for resource in used)
 
 
 def _price(problem: Problem, best: Found, resource: Resource) -> Price:

@@ -129,6 +129,10 @@ def test_contradictions_are_named(predict, arguments, said):
         (["--schedule", "all", "--fidelity", "roof"], "--fidelity: means nothing with --schedule all"),
         (["--schedule", "all", "--best-policy"], "--batch-size: --best-policy chooses it"),
         (["--best-policy"], "--best-policy: goes with --schedule all"),
+        (
+            ["--schedule", "all", "--attention-device", "cpu", "--ffn-device", "cpu"],
+            "--schedule all: with everything on the CPU there is one schedule",
+        ),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(predict, options, said):

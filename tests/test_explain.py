@@ -22,7 +22,7 @@ from solver.explain import STEP, explain, phase_bounds, prices
 from solver.optimum import Found, optimum
 from solver.problem import Problem
 from solver.what_if import what_if
-from tests.machines import cpu_only, machine, machines, model, policy, with_level, workload
+from tests.machines import cpu_only, machine, machines, model, policy, with_disk, with_level, workload
 
 INCREASED = (Resource.LINK, Resource.CPU, Resource.GPU, Resource.GPU_MEMORY, Resource.CPU_BANDWIDTH)
 
@@ -206,3 +206,24 @@ def test_what_is_known_counts_where_it_fits():
     assert isinstance(again, Found)
     assert again.throughput_tokens_per_s >= best_of(asked).throughput_tokens_per_s
     assert optimum(problem(sized(machine(), 1000, 1000)), also=(known,)) is None
+
+
+def test_a_faster_disk_is_worth_something_where_it_binds():
+    slow = with_disk(cpu_only(), bytes_per_s=1e6)
+    short = problem(with_level(slow, "cpu", capacity_bytes=70_000, usable_bytes=70_000), workload(num_sequences=2))
+    best = best_of(short)
+    priced = {price.resource: price for price in prices(short, best)}
+    twice = what_if(short, best, [Change(resource=Resource.DISK, factor=2.0)])
+
+    assert best.policy.disk_experts
+    assert phase_bounds(short, best.policy)[-1].binding == "disk"
+    assert priced[Resource.DISK].unit == "GB/s"
+    assert priced[Resource.DISK].kept_tokens_per_s > 0
+    assert twice.kept.throughput_tokens_per_s > 1.5 * best.throughput_tokens_per_s
+
+
+def test_a_disk_that_is_not_read_has_no_price():
+    asked = problem(with_disk(cpu_only()))
+
+    assert not best_of(asked).policy.disk_experts
+    assert Resource.DISK not in {price.resource for price in prices(asked, best_of(asked))}

@@ -37,9 +37,13 @@ def test_once_as_much_changes_nothing(profile, resource):
 
 
 @pytest.mark.parametrize("resource", SIMPLE_RESOURCES)
-@pytest.mark.parametrize("profile", ["l4-case-study", "gcp-n1-4xt4", "epyc-9355-2xrtx5090"])
+@pytest.mark.parametrize("profile", ["l4-case-study", "gcp-n1-4xt4", "epyc-9355-2xrtx5090", "ryzen-7950x-rtx4090"])
 def test_twice_as_much_is_twice_the_amount_and_a_valid_machine(profile, resource):
     hardware = load_profile(profile)
+    if resource is Resource.DISK and "disk" not in hardware.levels:
+        with pytest.raises(HrmError, match="has no disk"):
+            amount(hardware, resource)
+        return
     more = scaled(hardware, [Change(resource=resource, factor=2.0)])
 
     assert amount(more, resource) == pytest.approx(2 * amount(hardware, resource))
@@ -59,7 +63,7 @@ def test_a_group_is_its_parts(resource):
 )
 @settings(max_examples=60, deadline=None)
 def test_more_of_anything_is_never_slower(hardware, chosen, job, resource, factor, fidelity):
-    if not hardware.has_gpu:
+    if not hardware.has_gpu or (resource is Resource.DISK and "disk" not in hardware.levels):
         return
     more = scaled(hardware, [Change(resource=resource, factor=factor)])
     before, after = (

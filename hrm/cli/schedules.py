@@ -22,13 +22,19 @@ def show_comparison(problem: Problem, policy: Policy | None, *, json: bool) -> N
     Raises
     ------
     HrmError
-        When the machine has no GPU.
+        When the machine has no GPU, or the policy does not use it.
     """
+    from hrm.policy import Processor
     from hrm.report import show_json, show_table
     from solver.ablation import compare_schedules
 
     if not problem.hardware.has_gpu:
         raise HrmError(f"--schedule {ALL}: {problem.hardware.name} has no gpu to schedule (choose another machine)")
+    if policy is not None and policy.main_device is Processor.CPU:
+        raise HrmError(
+            f"--schedule {ALL}: with everything on the CPU there is one schedule, host "
+            "(choose --ffn-device gpu, or leave --schedule out)"
+        )
     results = compare_schedules(problem, policy)
     if json:
         show_json({"schedules": [_summary(result, problem) for result in results]})
