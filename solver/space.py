@@ -21,7 +21,7 @@ from solver.room import fits_at_all
 
 __all__ = ["SearchSpace", "build_space", "one_at_a_time", "placements", "refined", "single"]
 
-BATCH_STEP, WIDE_BATCH_STEP = 1.3, 2.0
+BATCH_STEP, WIDE_BATCH_STEP = 1.3, 1.5
 """Ratio of neighbouring candidates of N and of the number of micro-batches, and where experts or the cache are divided
 in many ways besides; `refined` fills in around the best."""
 LARGEST_BATCH = 1 << 16

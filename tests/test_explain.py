@@ -219,6 +219,7 @@ def test_a_faster_disk_is_worth_something_where_it_binds():
     assert phase_bounds(short, best.policy)[-1].binding == "disk"
     assert priced[Resource.DISK].unit == "GB/s"
     assert priced[Resource.DISK].kept_tokens_per_s > 0
+    assert twice.kept is not None
     assert twice.kept.throughput_tokens_per_s > 1.5 * best.throughput_tokens_per_s
 
 
