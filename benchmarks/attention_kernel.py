@@ -1,9 +1,10 @@
 """How close decode attention comes to the DRAM read roof, measured beside it.
 
-Rounds alternate the roof (a sum over a float32 tensor far larger than any cache) and the kernel over caches of the
-chosen size; each round gives one ratio, and the median is printed with the smallest and the largest. A round counts
-when this process had its cores to itself; where none did, all count and the line ends in `disturbed`. The arithmetic
-column is the kernel's own limit: its rate on one sequence, which the processor's cache holds.
+Rounds alternate the roof (the profiler's own compiled read over memory far larger than any cache, each thread on a core
+of its own) and the kernel over caches of the chosen size; each round gives one ratio, and the median is printed with
+the smallest and the largest. A round counts when this process had its cores to itself; where none did, all count and
+the line ends in `disturbed`. The arithmetic column is the kernel's own limit: its rate on one sequence, which the
+processor's cache holds.
 
     python benchmarks/attention_kernel.py [--cache-mb 64 256 512] [--rounds 7] [--path avx2]
 """
@@ -16,12 +17,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from executor import native
+from hrm.device.streams import allowed_cores
+from hrm.microbench.native import Stream, stream
+from hrm.microbench.threads import side_by_side
 
-ROOF_BYTES = 512 * 10**6
+ROOF_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,24 @@ def main() -> None:
     print(
         "dtype    heads x d  per sequence   cache  threads  roof GB/s  kernel GB/s  ratio (least-most)  arithmetic GB/s"
     )
-    roof = torch.ones(ROOF_BYTES // 4)
+    memory = torch.ones(ROOF_BYTES, dtype=torch.uint8)
     for shape in SHAPES:
         for num_threads in arguments.threads:
             torch.set_num_threads(num_threads)
+            roof = read(memory, num_threads)
             in_cache = sample(attention(shape, 1, num_threads), shape.sequence_bytes, num_threads, repeats=20)
             for cache_mb in arguments.cache_mb:
                 batch = max(cache_mb * 10**6 // shape.sequence_bytes, 1)
                 run = attention(shape, batch, num_threads)
                 rounds = measure(roof, run, batch * shape.sequence_bytes, num_threads, arguments.rounds)
                 print(line(shape, batch, num_threads, rounds, in_cache.bytes_per_s), flush=True)
+
+
+def read(memory: torch.Tensor, num_threads: int) -> Callable[[], object]:
+    """Return a call that reads `memory` once, a part of it on each core."""
+    parts = memory.view(num_threads, -1)
+    works = [partial(stream, Stream.READ, (torch.zeros(8, dtype=torch.int64), part), 1) for part in parts]
+    return partial(side_by_side, allowed_cores()[:num_threads], works)
 
 
 def attention(shape: Shape, batch: int, num_threads: int) -> Callable[[], object]:
@@ -113,12 +126,12 @@ def sample(work: Callable[[], object], num_bytes: int, num_threads: int, repeats
 
 
 def measure(
-    roof: torch.Tensor, run: Callable[[], object], num_bytes: int, num_threads: int, num_rounds: int
+    roof: Callable[[], object], run: Callable[[], object], num_bytes: int, num_threads: int, num_rounds: int
 ) -> list[tuple[Sample, Sample]]:
     """Alternate roof and kernel until enough rounds were undisturbed, or three times as many were tried."""
     rounds: list[tuple[Sample, Sample]] = []
     while len(rounds) < 3 * num_rounds and len(undisturbed(rounds)) < num_rounds:
-        rounds.append((sample(roof.sum, ROOF_BYTES, num_threads), sample(run, num_bytes, num_threads)))
+        rounds.append((sample(roof, ROOF_BYTES, num_threads), sample(run, num_bytes, num_threads)))
     return rounds
 
 

@@ -20,6 +20,23 @@ namespace HRM_NAMESPACE {
 // vector holds whole tokens.
 constexpr int lanes(int heads) { return heads == 3 ? 4 : heads; }
 
+// Writes one unit of widened elements in the element's own format and order: the inverse of the cache's `load`.
+HRM_TARGET inline void store_unit(float* to, Vec first, Vec second) {
+    *reinterpret_cast<LooseVec*>(to) = first;
+    *reinterpret_cast<LooseVec*>(to + W) = second;
+}
+
+// Rounds to nearest, ties to even, into the upper halves; NaN stays NaN.
+HRM_TARGET inline Bits rounded_to_bfloat16(Vec value) {
+    const Bits bits = (Bits)value, quiet_nan = bits | 0x00400000u;
+    const Bits is_nan = (Bits)(value != value);
+    return ((is_nan & quiet_nan) | (~is_nan & (bits + 0x7fffu + ((bits >> 16) & 1u)))) & 0xffff0000u;
+}
+
+HRM_TARGET inline void store_unit(uint16_t* to, Vec even, Vec odd) {
+    *reinterpret_cast<LooseBits*>(to) = rounded_to_bfloat16(even) >> 16 | rounded_to_bfloat16(odd);
+}
+
 // The kernel on float32 multiply-adds, for either cache.
 template <class Cache>
 struct Widening {
@@ -29,6 +46,16 @@ struct Widening {
     static Query query_of(float value) { return value; }
     static int query_slot(int element) { return Cache::slot(element); }
     static int sum_slot(int element) { return Cache::slot(element); }
+
+    // A query in the cache's format is widened as its rows are, and an answer narrowed back.
+    HRM_TARGET static void load_unit(const Element* from, float* query) {
+        Vec* to = reinterpret_cast<Vec*>(query);
+        Cache::load(from, to[0], to[1]);
+    }
+    HRM_TARGET static void write_unit(Element* to, const float* sums, float scale) {
+        const Vec* from = reinterpret_cast<const Vec*>(sums);
+        store_unit(to, from[0] * scale, from[1] * scale);
+    }
 
     template <bool kPartial>
     HRM_TARGET static void load(const Element* from, int valid, Vec& first, Vec& second) {
@@ -221,13 +248,19 @@ HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t sequ
 
     Query* query = reinterpret_cast<Query*>(scratch.query);
     float* sums = scratch.sums;
+    // Whole units at once where queries have the cache's format; the rest element by element.
+    const int whole = job.query_is_bfloat16 == job.cache_is_bfloat16 ? dim / kUnit * kUnit : 0;
     Vec* running = reinterpret_cast<Vec*>(scratch.running);
     std::memset(scratch.query, 0, sizeof(float) * group * pad);
     std::memset(sums, 0, sizeof(float) * group * pad);
-    for (int g = 0; g < group; ++g)
-        for (int i = 0; i < dim; ++i)
+    for (int g = 0; g < group; ++g) {
+        const int64_t row = first_row + g * dim;
+        for (int i = 0; i < whole; i += kUnit)
+            Kernel::load_unit(static_cast<const Element*>(job.query) + row + i, query + g * pad + i);
+        for (int i = whole; i < dim; ++i)
             query[g * pad + i / kUnit * kUnit + Kernel::query_slot(i % kUnit)] =
-                Kernel::query_of(read(job.query, first_row + g * dim + i, job.query_is_bfloat16));
+                Kernel::query_of(read(job.query, row + i, job.query_is_bfloat16));
+    }
     for (int g = 0; g < group; g += 4) {
         running[g / 2] = Vec{} - INFINITY;
         running[g / 2 + 1] = Vec{};
@@ -256,8 +289,11 @@ HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t sequ
         float total = 0.0f;
         for (int i = g % 4; i < W; i += num_lanes) total += sum[i];
         const float inverse = length > 0 ? 1.0f / total : 0.0f;
-        for (int i = 0; i < dim; ++i)
-            write(job.out, first_row + g * dim + i, job.query_is_bfloat16,
+        const int64_t row = first_row + g * dim;
+        for (int i = 0; i < whole; i += kUnit)
+            Kernel::write_unit(static_cast<Element*>(job.out) + row + i, sums + g * pad + i, inverse);
+        for (int i = whole; i < dim; ++i)
+            write(job.out, row + i, job.query_is_bfloat16,
                   sums[g * pad + i / kUnit * kUnit + Kernel::sum_slot(i % kUnit)] * inverse);
     }
 }

@@ -11,6 +11,16 @@ struct Dot {
     // Unpacking works within 128-bit lanes: elements 0-3 of each eight go to the first vector, 4-7 to the second.
     static int sum_slot(int element) { return (element & 4) / 4 * W + element / 8 * 4 + (element & 3); }
 
+    HRM_TARGET static void load_unit(const uint16_t* from, uint16_t* query) {
+        _mm512_storeu_si512(query, _mm512_loadu_si512(from));
+    }
+    // Sums lie as unpacking leaves them: elements 0-3 of each eight in the first vector, 4-7 in the second.
+    HRM_TARGET static void write_unit(uint16_t* to, const float* sums, float scale) {
+        const Vec* from = reinterpret_cast<const Vec*>(sums);
+        const Bits first = rounded_to_bfloat16(from[0] * scale) >> 16, second = rounded_to_bfloat16(from[1] * scale) >> 16;
+        _mm512_storeu_si512(to, _mm512_packus_epi32((__m512i)first, (__m512i)second));
+    }
+
     template <bool kPartial>
     HRM_TARGET static __m512i load(const uint16_t* from, int valid) {
         if (kPartial) return _mm512_maskz_loadu_epi16((1u << valid) - 1u, from);
