@@ -67,7 +67,7 @@ class Case(NamedTuple):
 
 CASES = {
     "smollm2": Case("smollm2", 900 * MIB, (800 * MIB, 1000 * MIB), (16, 32, 64, 128)),
-    "qwen3": Case("qwen3", 1600 * MIB, (1600 * MIB,), (16, 32, 64, 128, 192, 256)),
+    "qwen3": Case("qwen3", 1600 * MIB, (1600 * MIB,), (8, 16, 32, 64, 128, 256)),
 }
 
 

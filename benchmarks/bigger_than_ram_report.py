@@ -17,25 +17,30 @@ MEASURED, BOUND, SAID = "#D55E00", "#222222", "#0072B2"
 
 
 class Crossing(NamedTuple):
-    """Where the line through the origin that fits few sequences meets the plateau that fits many."""
+    """Where reading and computing take the same time: a pass of `batch_size` sequences.
+
+    Below, a pass takes `reading_s`, however many sequences, and tokens/s are a straight line through the origin; above,
+    `fixed_s` and `sequence_s` for each of them, and tokens/s level out at 1 / `sequence_s`.
+    """
 
     batch_size: float
-    slope: float
-    plateau: float
+    reading_s: float
+    fixed_s: float
+    sequence_s: float
 
 
 def crossing(points: Sequence[tuple[int, float]], turn: float) -> Crossing | None:
-    """Fit (sequences, decode tokens/s): a line through those up to half of `turn`, a plateau from 1.5 times on.
+    """Fit (sequences, decode tokens/s): those up to 0.75 of `turn` and those from 1.5 times on, each side by itself.
 
     None where either side has less than two points: the fit says nothing then.
     """
-    below = [(count, rate) for count, rate in points if count <= turn / 2]
-    above = [rate for count, rate in points if count >= 1.5 * turn]
+    below = [count / rate for count, rate in points if count <= 0.75 * turn]
+    above = [(count, count / rate) for count, rate in points if count >= 1.5 * turn]
     if min(len(below), len(above)) < 2:
         return None
-    counts, rates = (np.array(column, dtype=float) for column in zip(*below, strict=True))
-    slope, plateau = float(counts @ rates / (counts @ counts)), statistics.fmean(above)
-    return Crossing(plateau / slope, slope, plateau)
+    sequence_s, fixed_s = statistics.linear_regression(*zip(*above, strict=True))
+    reading_s = statistics.fmean(below)
+    return Crossing((reading_s - fixed_s) / sequence_s, reading_s, fixed_s, sequence_s)
 
 
 def show_rounds(name: str, found: dict[str, Any]) -> None:
@@ -94,8 +99,9 @@ def _show_turn(pairs: list[dict[str, Any]], turn: float) -> None:
         met = crossing([(one["sequences"], one["decode_tokens_per_s"]) for one in mine], turn)
         if met is not None:
             print(
-                f"  {format_bytes(limit)}: line ({met.slope:.3f} tokens/s per sequence) and plateau "
-                f"({met.plateau:.1f} tokens/s) meet at N = {met.batch_size:.0f}, {met.batch_size / turn:.2f} of that"
+                f"  {format_bytes(limit)}: {met.reading_s:.3f} s a pass below, {met.fixed_s:.3f} s and "
+                f"{1000 * met.sequence_s:.2f} ms a sequence above: they meet at N = {met.batch_size:.0f}, "
+                f"{met.batch_size / turn:.2f} of that"
             )
 
 

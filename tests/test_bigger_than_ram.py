@@ -1,0 +1,19 @@
+from importlib import import_module
+
+import pytest
+
+crossing = import_module("benchmarks.bigger_than_ram_report").crossing
+
+
+def test_the_disk_stops_binding_where_computing_takes_as_long_as_reading():
+    """A pass takes 2 s of reading, or 0.4 s and 50 ms a sequence: the same at 32 sequences."""
+    points = [(count, count / max(2.0, 0.4 + 0.05 * count)) for count in (8, 16, 32, 64, 128)]
+
+    found = crossing(points, turn=30)
+
+    assert found is not None
+    assert tuple(found) == pytest.approx((32.0, 2.0, 0.4, 0.05))
+
+
+def test_one_point_on_a_side_fits_nothing():
+    assert crossing([(8, 4.0), (64, 18.0), (128, 20.0)], turn=32) is None
