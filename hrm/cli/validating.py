@@ -106,11 +106,17 @@ def _machines(folder: Folder, devices: Sequence[str], kernels_s: float, say: Say
     """Profile the devices that have not been, and return all profiles by name."""
     from executor.kernels import kernel_probes
     from executor.small_runs import small_runs
+    from hrm.device.backend import Backend
     from hrm.device.opening import open_backend, parse_device
     from hrm.dtypes import DType
     from hrm.files import write_yaml
     from hrm.hardware import load_profile
+    from hrm.microbench.overheads import TaskRun
     from hrm.microbench.profile import Request, profile_machine
+
+    def every_placement(backend: Backend, _: float) -> tuple[TaskRun, ...]:
+        # What a quick profile has time for would leave most placements out, and the cases have them all.
+        return small_runs(backend)
 
     def profile(choice: DeviceChoice, text: str, name: str) -> HardwareProfile:
         backend = open_backend(choice.device, choice.emulated, index=choice.index)
@@ -118,7 +124,7 @@ def _machines(folder: Folder, devices: Sequence[str], kernels_s: float, say: Say
         try:
             probes = kernel_probes(DType.BFLOAT16, quick=False)
             return profile_machine(
-                backend, probes, request, small_runs=small_runs, progress=lambda step: say(f"{name}: {step}")
+                backend, probes, request, small_runs=every_placement, progress=lambda step: say(f"{name}: {step}")
             )
         finally:
             backend.close()
