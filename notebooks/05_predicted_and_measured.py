@@ -14,11 +14,12 @@
 # %% [markdown]
 # # Predicted against measured
 #
-# A model of performance is worth what it predicts. Two tests: the whole loop on this machine, with a device that is
+# A model of performance is worth what it predicts. Three tests: the whole loop on this machine, with a device that is
 # *emulated* (a second core with memory and a link of its own; its compute and copies are real, its pace is imposed),
-# and eleven runs that others published.
+# a model larger than memory, read from a real disk, and eleven runs that others published.
 
 # %%
+import json
 import math
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Image
 
 import hrm
+from benchmarks.bigger_than_ram_report import draw, show_pairs, show_rounds
 from benchmarks.published_runs import RUNS, read_runs
 from hrm.schedule.task import Phase
 
@@ -62,6 +64,24 @@ axes.set_title(f"predicted to bind: {bottleneck['lane']}", loc="left", fontsize=
 figure.savefig(folder / "lanes.png", dpi=110)
 plt.close(figure)
 Image(folder / "lanes.png")
+
+# %% [markdown]
+# ## A model larger than memory
+#
+# Here nothing is emulated: four layers of Qwen3-30B-A3B, 4.8 GB of experts, in a process that may hold 1.6 GiB. Most
+# experts are read from the disk in each pass, and an expert that is read serves every token that chose it: up to P2
+# twice the sequences are twice the tokens/s, beyond it the CPU is busier than the disk. `benchmarks/bigger_than_ram.py`
+# measured it, and the disk's own rate around each run; from that rate and the machine's profile follow the lines.
+
+# %%
+disk = json.loads(Path("benchmarks/data/bigger_than_ram.json").read_text())
+draw("Qwen3-30B-A3B's layers", disk["qwen3"], folder / "disk.png")
+Image(folder / "disk.png")
+
+# %%
+for name, found in disk.items():
+    show_rounds(name, found)
+    show_pairs(name, found)
 
 # %% [markdown]
 # ## Runs of others
