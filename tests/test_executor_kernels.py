@@ -12,7 +12,7 @@ from executor.attention import AttentionForm, append_kv, decode_attention, prefi
 from executor.experts import weighted_sum
 from executor.kernels import kernel_probes
 from executor.kv_cache import KVCache
-from executor.linear import linear, operand
+from executor.linear import linear, operand, suits_compiled
 from executor.norm import rms_norm
 from executor.routing import RouterWeights, choose_experts
 from executor.weights import page_bounds
@@ -78,6 +78,21 @@ def test_whether_a_processor_has_a_formats_products_is_asked_on_one_thread_by_it
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(
+    not suits_compiled(torch.zeros(1, dtype=torch.bfloat16)), reason="bfloat16 products are a library's here"
+)
+def test_in_bfloat16_no_bit_of_a_token_depends_on_what_shares_its_batch():
+    torch.manual_seed(0)
+    x, router = torch.randn(70, 72).bfloat16(), torch.randn(4, 72).bfloat16()
+    experts = [torch.randn(3 * 72 * 56).mul_(0.1).bfloat16() for _ in range(4)]
+    whole = mixture(x, router, experts, host_workspace(2**22)).clone()
+    wide = linear(x, experts[0][: 72 * 56].view(56, 72), host_workspace(2**20))
+    for first, last in ((0, 1), (5, 7), (9, 18), (3, 36)):
+        assert torch.equal(mixture(x[first:last], router, experts, host_workspace(2**22)), whole[first:last])
+        alone = linear(x[first:last], experts[0][: 72 * 56].view(56, 72), host_workspace(2**20))
+        assert torch.equal(alone, wide[first:last])
 
 
 def test_rms_norm_is_that_of_transformers():
