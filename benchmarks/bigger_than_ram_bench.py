@@ -83,7 +83,6 @@ class Bench:
             "checkpoint": str(checkpoint),
             "expert_file": str(checkpoint / "experts-bfloat16.hrm-pages"),
             "expert_bytes": disk_expert_bytes(policy, self.model),
-            "roof_bytes": 512 * MIB,
             "vocab_size": self.model.vocab_size,
             "prompt_len": PROMPT_LEN,
             "gen_len": GEN_LEN,
