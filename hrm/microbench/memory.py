@@ -70,7 +70,7 @@ class MemoryCases:
         def run(passes: int) -> None:
             side_by_side(cores, [partial(work, passes) for work in works])
 
-        pilot = math.ceil(_PILOT_BYTES / thread_bytes)
+        pilot = math.ceil((_PILOT_BYTES // 4 if self._bench.quick else _PILOT_BYTES) / thread_bytes)
         pilot_s = self._bench.seconds(Lane.CPU, partial(run, pilot))
         passes = max(1, round(pilot * self._bench.case_s / 2 / pilot_s))
         self.add_work(name, (len(cores), thread_bytes), (float(passes * pass_bytes), partial(run, passes)))

@@ -25,10 +25,10 @@ _SHARES_S = {
     "links, both ways at once": (0.4, 1.5),
     "link h2d": (0.4, 1.5),
     "link d2h": (0.4, 1.5),
-    "contention between the lanes": (1.0, 4.0),
-    "host memory, all lanes at once": (0.5, 2.0),
+    "contention between the lanes": (0.6, 4.0),
+    "host memory, all lanes at once": (0.4, 2.0),
     "disk": (2.0, 8.0),
-    SMALL_JOB: (1.5, 3.0),
+    SMALL_JOB: (1.2, 3.0),
 }
 """Seconds of a quick profile and of a thorough one, by part; both visits to a part take as long."""
 
