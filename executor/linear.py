@@ -59,9 +59,10 @@ def _probe_s(dtype: torch.dtype) -> float:
 def suits_compiled(weight: torch.Tensor) -> bool:
     """Whether the compiled kernels multiply with such a weight: the one place where that is decided.
 
-    They do for bfloat16 weights on CPUs without native support. One Zen 3 core, experts of 1024 x 3584: 15, 50, 74 and
-    84 GFLOP/s at 1, 4, 16 and 128 rows, where a matrix library reaches 87 to 94 in float32 before any widening. With
-    native support, and in float32 from some 16 rows up, the library is the faster one.
+    They do for bfloat16 weights on CPUs without native support. One Zen 3 core, experts of 1024 x 3584: 13, 41, 55 and
+    79 GFLOP/s at 1, 4, 16 and 128 rows (`benchmarks/expert_ffn.py`), where a library reaches 9 to 10 in bfloat16,
+    and 75 to 90 in float32 before any widening. With native support, and for many rows in float32, the library is the
+    faster one.
     """
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not native.available():
         return False

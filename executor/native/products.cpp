@@ -43,10 +43,10 @@ struct HrmExperts {
 
 namespace {
 
-constexpr int kMaxRows = 128;     // rows of x that share one reading of the weights
-constexpr int kMaxDepthBytes = 2048;  // of a row of weights in a block: a tile of four rows of x and three of weights stays in L1
-constexpr int kMaxOutputs = 48;   // outputs of a block; a multiple of every tile
-constexpr int kRowsWorthACopy = 48;  // of x: weights are then copied into one piece, whose rows do not meet in the same sets of a cache
+constexpr int kMaxRows = 128;         // rows of x that share one reading of the weights
+constexpr int kMaxDepthBytes = 2048;  // inputs of a block, in weights: a tile's rows of x and of weights stay in L1
+constexpr int kMaxOutputs = 48;       // outputs of a block; a multiple of every tile
+constexpr int kRowsWorthACopy = 48;   // from so many on, a block is copied so that its rows share no sets of a cache
 constexpr int kWidestUnit = 32;
 constexpr int kLineBytes = 64;
 constexpr double kWorthAThread = 1 << 20;  // multiply-adds that take some ten times as long as waking a thread

@@ -3,9 +3,10 @@
 // The including file defines HRM_NAMESPACE, HRM_WIDTH, HRM_TARGET and HRM_BF16_DOT as for attention_kernel.h.
 //
 // Weights lie as published, [outputs, inputs], and are read from memory once per call for up to kMaxRows rows: a block of
-// kMaxOutputs rows by at most kMaxDepth inputs at a time. A tile of sums, rows of x by rows of weights, fills the
+// kMaxOutputs rows by at most kMaxDepthBytes of inputs at a time. A tile of sums, rows of x by rows of weights, fills the
 // registers; bfloat16 are widened there as they are used, and the rows of the next tile are requested meanwhile. Each sum
-// is a vector whose lanes are added up at the end of a block, so that no layout but the published one is needed.
+// is a vector whose lanes are added up at the end of a block: along the inputs weights are contiguous as they lie, so
+// no layout but the published one is needed. Every tile adds in the same order, so it does not matter which one a row is in.
 
 namespace HRM_NAMESPACE {
 
