@@ -222,21 +222,21 @@ def _spread(site: Site, size: int, asked: Asked) -> Iterator[tuple[Policy, Token
         policy = fitted(_placement(site, workload, draw), draw, site.model, site.hardware, workload)
         if policy is None:
             continue
-        took_s, busy = _foreseen(site, policy, workload)
+        took_s, busy = _foreseen(site, policy, workload, Fidelity.CEILING)
         if SHORTEST * asked.case_s <= took_s <= LONGEST * asked.case_s:
-            (wanted if busy >= 2 or not site.hardware.has_gpu else others).append((policy, tokens, workload))
+            keeps_two = busy >= 2 and _foreseen(site, policy, workload, Fidelity.SIMULATED)[1] >= 2
+            (wanted if keeps_two or not site.hardware.has_gpu else others).append((policy, tokens, workload))
         if len(wanted) == asked.plans:
             break
     yield from (wanted + others)[: asked.plans]
 
 
-def _foreseen(site: Site, policy: Policy, workload: Workload) -> tuple[float, int]:
+def _foreseen(site: Site, policy: Policy, workload: Workload, level: Fidelity) -> tuple[float, int]:
     """Return the seconds that a policy should take, and how many lanes should work for most of them."""
     from hrm.predict import predict
     from hrm.schedule.task import Lane, Phase
     from hrm.validation.judged_case import BUSY
 
-    level = Fidelity.SIMULATED
     found = predict(policy, site.model, site.hardware, workload, fidelity=level, fidelities=(level,))
     lasted = {Phase.PREFILL: found.times.prefill_s, Phase.DECODE: found.times.decode_s}
     whole_s = sum(lasted.values())
