@@ -9,7 +9,6 @@ anything). All do the same job: `sequences` prompts of `prompt_len` random token
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
@@ -99,63 +98,14 @@ def accelerate(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def llama(job: dict[str, Any]) -> dict[str, Any]:
-    """Generate with llama.cpp: all sequences in one batch, prompts first, then a token of each at a time."""
-    import llama_cpp
+    """Generate with llama.cpp: all sequences in one batch."""
+    from llama_cpp_batch import Llama
 
     prompts, gen_len = prompts_of(job), job["gen_len"]
-    llama_cpp.llama_backend_init()
-    model_params = llama_cpp.llama_model_default_params()
-    model_params.use_mmap = True
-    model = llama_cpp.llama_model_load_from_file(str(job["gguf"]).encode(), model_params)
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = len(prompts) * (job["prompt_len"] + gen_len)
-    params.n_batch = params.n_ubatch = max(len(prompts), min(512, len(prompts) * job["prompt_len"]))
-    params.n_seq_max = len(prompts)
-    params.kv_unified = True
-    params.n_threads = params.n_threads_batch = job["threads"]
-    context = llama_cpp.llama_init_from_model(model, params)
-    batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+    llama_cpp = Llama(job["gguf"], job["threads"], len(prompts) * (job["prompt_len"] + gen_len))
     begun_s = time.perf_counter()
-    last = _llama_prefill(llama_cpp, context, batch, prompts, params.n_batch, job["vocab_size"])
-    first = last[:8]
-    for step in range(gen_len - 1):
-        rows = [(last[seq], job["prompt_len"] + step, seq, True) for seq in range(len(prompts))]
-        last = _llama_decode(llama_cpp, context, batch, rows, job["vocab_size"])
-    return _result(job, time.perf_counter() - begun_s, first)
-
-
-def _llama_prefill(
-    llama_cpp: Any, context: Any, batch: Any, prompts: list[list[int]], batch_size: int, vocab: int
-) -> list[int]:
-    """Feed whole prompts, as many as fit a batch at a time."""
-    length = len(prompts[0])
-    step = max(1, batch_size // length)
-    chosen: list[int] = []
-    for first in range(0, len(prompts), step):
-        some = range(first, min(first + step, len(prompts)))
-        rows = [(prompts[seq][at], at, seq, at == length - 1) for seq in some for at in range(length)]
-        chosen += _llama_decode(llama_cpp, context, batch, rows, vocab)
-    return chosen
-
-
-def _llama_decode(
-    llama_cpp: Any, context: Any, batch: Any, rows: list[tuple[int, int, int, bool]], vocab: int
-) -> list[int]:
-    """Feed tokens (token, position, sequence, whether its logits are wanted) and return the best next ones."""
-    import numpy as np
-
-    for at, (token, position, sequence, wanted) in enumerate(rows):
-        batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, position, 1
-        batch.seq_id[at][0], batch.logits[at] = sequence, int(wanted)
-    batch.n_tokens = len(rows)
-    if llama_cpp.llama_decode(context, batch):
-        raise RuntimeError("llama.cpp: the batch cannot be decoded")
-    best = []
-    for at, (_, _, _, wanted) in enumerate(rows):
-        if wanted:
-            pointer = ctypes.cast(llama_cpp.llama_get_logits_ith(context, at), ctypes.POINTER(ctypes.c_float))
-            best.append(int(np.ctypeslib.as_array(pointer, shape=(vocab,)).argmax()))
-    return best
+    made = llama_cpp.generate(prompts, gen_len)
+    return _result(job, time.perf_counter() - begun_s, [tokens[0] for tokens in made[:8]])
 
 
 def roof(job: dict[str, Any]) -> dict[str, Any]:
@@ -163,16 +113,15 @@ def roof(job: dict[str, Any]) -> dict[str, Any]:
 
     All of it, as the engine does: what the host keeps of a part would make that part look faster.
     """
-    import mmap
-
     from executor.direct import REQUESTS
+    from hrm.device.direct_memory import direct_memory
     from hrm.microbench.disk import DirectReader
 
     path = Path(job["expert_file"])
     size = max(4096, job["expert_bytes"] // REQUESTS // 4096 * 4096)
     handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
     reader = DirectReader(handle, path.stat().st_size // size * size)
-    buffers = [mmap.mmap(-1, size) for _ in range(REQUESTS)]
+    buffers = [direct_memory(size) for _ in range(REQUESTS)]
     count = max(REQUESTS, path.stat().st_size // size // 3)
     rates = [count * size / reader.read(buffers, count) for _ in range(3)]
     os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from hrm.device.direct_memory import direct_memory
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES
 
@@ -26,7 +26,7 @@ REQUESTS = 4
 
 def aligned_memory(num_bytes: int) -> torch.Tensor:
     """Return zeroed host memory that begins at a page, as reads past the page cache ask for: flat, uint8."""
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+    return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
 
 
 def finish(reading: Reading) -> None:

@@ -61,39 +61,39 @@ class CeilingTable:
     iqr_s: NonNegative = 0.0
 
     def time_s(self, size: Reals, rows: Reals) -> Reals:
-        """Read off the seconds of one call, bilinear in logarithms.
+        """Read off the seconds of one call at shapes between the measured ones.
 
-        Noise that makes more work look faster is not believed: the table is read as if each time were the largest
-        among those of no larger shapes. Beyond the largest size or row count the rate stays that of the edge (time
-        grows with the FLOP: in proportion, but as the square of a prompt's length); below the smallest the time stays
-        that of the edge (a launch costs what it costs).
+        Linear in rows: what they share is paid once, and each adds its own. In logarithms over sizes, with a power of
+        which time may grow. More work is never faster, and a disturbance only adds time: the table is read as if each
+        time were the least among those of no smaller shapes. Beyond the largest size or row count the rate stays that
+        of the edge (time grows with the FLOP: in proportion, but as the square of a prompt's length); below the
+        smallest the time stays that of the edge (a launch costs what it costs).
         """
         curve = _curve(self)
-        log_size, log_rows = np.log(np.maximum(size, _LEAST)), np.log(np.maximum(rows, _LEAST))
-        past_size = np.maximum(log_size - curve.log_sizes[-1], 0.0)
-        past_rows = np.maximum(log_rows - curve.log_rows[-1], 0.0)
-        beyond = self.kernel.size_exponent * past_size + past_rows
-        return cast(Reals, np.exp(curve.log_s_at(log_size, log_rows) + beyond))
+        log_size = np.log(np.maximum(size, _LEAST))
+        past_size = np.exp(self.kernel.size_exponent * np.maximum(log_size - curve.log_sizes[-1], 0.0))
+        past_rows = np.maximum(rows / curve.rows[-1], 1.0)
+        return cast(Reals, curve.s_at(log_size, rows) * past_size * past_rows)
 
 
 class _Curve(NamedTuple):
-    """A table made ready for reading: in logarithms, times monotone, the last line and column twice."""
+    """A table made ready for reading: sizes and times in logarithms, times monotone, the last line and column twice."""
 
     log_sizes: NDArray[np.float64]
-    log_rows: NDArray[np.float64]
+    rows: NDArray[np.float64]
     log_s: NDArray[np.float64]
 
-    def log_s_at(self, log_size: Reals, log_rows: Reals) -> Reals:
+    def s_at(self, log_size: Reals, rows: Reals) -> Reals:
         """Interpolate between the points; beyond them keep to the edge."""
         table = self.log_s
         i, down = _locate(log_size, self.log_sizes)
         if not isinstance(log_size, np.ndarray):  # One line serves all row counts: the usual case, and twice as fast.
-            line = table[i] + down * (table[i + 1] - table[i])
-            return cast(Reals, np.interp(log_rows, self.log_rows, line[:-1]))
-        j, across = _locate(log_rows, self.log_rows)
-        small = table[i, j] + across * (table[i, j + 1] - table[i, j])
-        large = table[i + 1, j] + across * (table[i + 1, j + 1] - table[i + 1, j])
-        return cast(Reals, small + down * (large - small))
+            line = np.exp(table[i] + down * (table[i + 1] - table[i]))
+            return cast(Reals, np.interp(rows, self.rows, line[:-1]))
+        j, across = _locate(rows, self.rows)
+        fewer = np.exp(table[i, j] + down * (table[i + 1, j] - table[i, j]))
+        more = np.exp(table[i, j + 1] + down * (table[i + 1, j + 1] - table[i, j + 1]))
+        return cast(Reals, fewer + across * (more - fewer))
 
 
 def _locate(at: Reals, points: NDArray[np.float64]) -> tuple[NDArray[np.intp] | np.intp, Reals]:
@@ -105,8 +105,9 @@ def _locate(at: Reals, points: NDArray[np.float64]) -> tuple[NDArray[np.intp] | 
 
 @lru_cache(maxsize=256)
 def _curve(table: CeilingTable) -> _Curve:
-    monotone = np.maximum.accumulate(np.maximum.accumulate(np.array(table.seconds), axis=0), axis=1)
-    return _Curve(np.log(table.sizes), np.log(table.rows), np.pad(np.log(monotone), (0, 1), mode="edge"))
+    from_largest = np.array(table.seconds)[::-1, ::-1]
+    monotone = np.minimum.accumulate(np.minimum.accumulate(from_largest, axis=0), axis=1)[::-1, ::-1]
+    return _Curve(np.log(table.sizes), np.array(table.rows, dtype=float), np.pad(np.log(monotone), (0, 1), mode="edge"))
 
 
 _LEAST = 1e-300

@@ -42,9 +42,19 @@ def test_a_measured_shape_takes_what_was_measured():
             assert TABLE.time_s(size, rows) == pytest.approx(seconds)
 
 
-def test_halfway_in_logarithms_is_the_geometric_mean():
-    assert TABLE.time_s(100, 2) == pytest.approx((1e-5 * 2e-5) ** 0.5)
+def test_between_row_counts_each_row_adds_its_own_and_between_sizes_time_grows_with_a_power():
+    assert TABLE.time_s(100, 2) == pytest.approx(1e-5 + (2e-5 - 1e-5) / 3)
+    assert TABLE.time_s(100, 18) == pytest.approx((2e-5 + 9e-5) / 2)
     assert TABLE.time_s(100 * 10**0.5, 1) == pytest.approx((1e-5 * 4e-5) ** 0.5)
+
+
+@given(st.floats(1e-6, 1e-3), st.floats(1e-7, 1e-4), st.lists(st.integers(1, 2048), min_size=1, max_size=5), ROWS)
+def test_a_start_and_a_rate_are_found_again_whatever_row_counts_were_measured(start_s, row_s, counts, rows):
+    measured = tuple(sorted({1, 2048, *counts}))
+    table = replace(TABLE, sizes=(10.0,), rows=measured, seconds=(tuple(start_s + row_s * at for at in measured),))
+
+    inside = min(max(rows, 1.0), 2048.0)
+    assert table.time_s(10, inside) == pytest.approx(start_s + row_s * inside)
 
 
 @given(tables(), SIZES, ROWS, st.floats(1, 10), st.floats(1, 10))
@@ -92,10 +102,10 @@ def test_below_the_table_a_launch_costs_what_it_costs():
     assert TABLE.time_s(0, 0) == pytest.approx(1e-5)
 
 
-def test_noise_that_makes_more_work_look_faster_is_not_believed():
+def test_a_time_that_larger_shapes_beat_is_taken_for_a_disturbance():
     rows = replace(TABLE, sizes=(10.0,), rows=(1, 4), seconds=((2e-5, 1e-5),))
     sizes = replace(TABLE, sizes=(10.0, 40.0), rows=(1,), seconds=((2e-5,), (1e-5,)))
 
-    assert rows.time_s(10, 2) == pytest.approx(2e-5)
-    assert rows.time_s(10, 8) == pytest.approx(4e-5)
-    assert sizes.time_s(20, 1) == pytest.approx(2e-5)
+    assert rows.time_s(10, 2) == pytest.approx(1e-5)
+    assert rows.time_s(10, 8) == pytest.approx(2e-5)
+    assert sizes.time_s(20, 1) == pytest.approx(1e-5)

@@ -1,8 +1,8 @@
 """A disk: sequential direct reads of a file by size of request and number in flight, and what one small read takes.
 
 The page cache is bypassed (O_DIRECT into aligned buffers), so what is measured is the disk and the way to it; a virtual
-machine's host may still cache. A thread per request in flight reads into pages of the usual size, as an executor's do;
-compiled where it can be, for between two small reads the interpreter takes longer than the disk.
+machine's host may still cache. A thread per request in flight reads into memory as the executor's does; compiled where
+it can be, for between two small reads the interpreter takes longer than the disk.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from hrm.device.direct_memory import direct_memory
 from hrm.errors import DeviceError
 from hrm.microbench.bench import Bench, Samples
 from hrm.microbench.measure import measure, warm_up
@@ -88,7 +89,7 @@ def check_disk(folder: Path) -> str:
             f"--disk {folder}: {format_bytes(free_bytes)} free, {format_bytes(_FREE_SHARE * _LEAST_BYTES)} wanted "
             "(choose another disk)"
         )
-    buffer = mmap.mmap(-1, _SMALL_BYTES)
+    buffer = direct_memory(_SMALL_BYTES)
     try:
         with nameless_file(folder) as (writing, reading):
             os.write(writing, bytes(_SMALL_BYTES))
@@ -172,7 +173,7 @@ class DirectReader:
     def __init__(self, handle: int, file_bytes: int) -> None:
         self._handle = handle
         self._file_bytes = file_bytes
-        self._small = mmap.mmap(-1, _SMALL_BYTES)
+        self._small = direct_memory(_SMALL_BYTES)
         self._places = random.Random(1)
         self._next: dict[int, Iterator[int]] = {}
 
@@ -188,7 +189,7 @@ class DirectReader:
 
     def repeat(self, bench: Bench, size: int, depth: int) -> tuple[int, Callable[[], float]]:
         """Choose how many requests a repeat makes; return their bytes and the repeat, which returns its seconds."""
-        buffers = [mmap.mmap(-1, size) for _ in range(depth)]
+        buffers = [direct_memory(size) for _ in range(depth)]
         count = max(2 * depth, 2 * _WRITE_BYTES // size)
         pilot_s = self.read(buffers, count)
         count = max(depth, int(count * bench.case_s / pilot_s))
