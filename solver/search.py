@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from enum import StrEnum
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,9 @@ TIGHTENINGS = 4
 """How often candidates are simulated before it is given up to keep the limits on time."""
 TIED_WITHIN = 0.01
 """Simulated objectives closer than this are a tie: much less than the interval of either prediction."""
+
+_NUMBERS = {"batch_size", "micro_batch_size", "resident_experts", "cpu_experts", "disk_experts"}
+_BESIDE_NUMBERS = attrgetter(*(one.name for one in fields(Policy) if one.name not in _NUMBERS))
 
 
 class Method(StrEnum):
@@ -267,16 +271,9 @@ def _differ(one: Policy, other: Policy) -> bool:
     return any(max(pair) >= DISTINCT * min(pair) for pair in sizes) or _placement(one) != _placement(other)
 
 
-def _placement(policy: Policy) -> Policy:
-    """Return the policy without its numbers."""
-    return replace(
-        policy,
-        batch_size=1,
-        micro_batch_size=1,
-        resident_experts=0,
-        cpu_experts=min(policy.cpu_experts, 1),
-        disk_experts=min(policy.disk_experts, 1),
-    )
+def _placement(policy: Policy) -> tuple[object, ...]:
+    """Return what a policy says beside its numbers, and whether the CPU and the disk have experts at all."""
+    return (*_BESIDE_NUMBERS(policy), policy.cpu_experts > 0, policy.disk_experts > 0)
 
 
 def _complexity(policy: Policy) -> tuple[bool, bool, bool, int, int]:
