@@ -9,13 +9,14 @@ setup(
     ext_modules=[
         Extension(
             "executor.native._kernels",
-            sources=["executor/native/attention.cpp", "executor/native/products.cpp"],
+            sources=[f"executor/native/{kernels}.cpp" for kernels in ("attention", "elementwise", "products")],
             depends=[
                 f"executor/native/{kernel}.h"
                 for kernel in (
                     "attention_kernel",
                     "bfloat16_dot",
                     "common",
+                    "elementwise_kernel",
                     "products_avx2",
                     "products_dot",
                     "products_kernel",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from executor import native
 from executor.workspace import Workspace
 
 __all__ = ["rms_norm"]
@@ -12,6 +13,9 @@ __all__ = ["rms_norm"]
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, workspace: Workspace) -> torch.Tensor:
     """Return x / rms(x) * weight in the dtype of `x`, in the workspace; the norm is computed in float32."""
     normed = workspace.take(x.shape, x.dtype)
+    if x.dim() in (2, 3) and native.suits_rows(x, weight):
+        native.rms_norm(x, weight, eps, normed, torch.get_num_threads())
+        return normed
     with workspace.frame():
         wide = x if x.dtype == torch.float32 else workspace.take(x.shape, torch.float32).copy_(x)
         norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from executor import native
 from hrm.model import ModelSpec
 
 __all__ = ["RotaryTable", "rotate"]
@@ -36,6 +37,9 @@ def _frequencies(model: ModelSpec) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor) -> None:
     """Rotate x [tokens, heads, rotary_dim] by its positions into `out`, pairing element i with i + rotary_dim / 2."""
+    if native.suits_rows(x, cos, sin, out):
+        native.rotate(x, cos, sin, out, torch.get_num_threads())
+        return
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)

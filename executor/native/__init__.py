@@ -1,9 +1,10 @@
-"""Kernels compiled for the CPU: decode attention, and products with weight matrices.
+"""Kernels compiled for the CPU: decode attention, products with weight matrices, norms and rotations.
 
-Without a C++ compiler the package installs all the same: attention then runs through torch, and products are torch's.
+Without a C++ compiler the package installs all the same, and all of it runs through torch.
 """
 
 from executor.native.attention import append_kv, decode_attention
+from executor.native.elementwise import rms_norm, rotate, suits_rows
 from executor.native.library import available, instruction_sets, status_line
 from executor.native.products import Experts, experts, linear, packed_bytes
 
@@ -16,5 +17,8 @@ __all__ = [
     "instruction_sets",
     "linear",
     "packed_bytes",
+    "rms_norm",
+    "rotate",
     "status_line",
+    "suits_rows",
 ]

@@ -26,13 +26,6 @@ HRM_TARGET inline void store_unit(float* to, Vec first, Vec second) {
     *reinterpret_cast<LooseVec*>(to + W) = second;
 }
 
-// Rounds to nearest, ties to even, into the upper halves; NaN stays NaN.
-HRM_TARGET inline Bits rounded_to_bfloat16(Vec value) {
-    const Bits bits = (Bits)value, quiet_nan = bits | 0x00400000u;
-    const Bits is_nan = (Bits)(value != value);
-    return ((is_nan & quiet_nan) | (~is_nan & (bits + 0x7fffu + ((bits >> 16) & 1u)))) & 0xffff0000u;
-}
-
 HRM_TARGET inline void store_unit(uint16_t* to, Vec even, Vec odd) {
     *reinterpret_cast<LooseBits*>(to) = rounded_to_bfloat16(even) >> 16 | rounded_to_bfloat16(odd);
 }

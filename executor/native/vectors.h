@@ -14,6 +14,13 @@ typedef uint32_t LooseBits __attribute__((vector_size(4 * W), aligned(2), may_al
 
 HRM_TARGET inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
+// Rounds to nearest, ties to even, into the upper halves; NaN stays NaN.
+HRM_TARGET inline Bits rounded_to_bfloat16(Vec value) {
+    const Bits bits = (Bits)value, quiet_nan = bits | 0x00400000u;
+    const Bits is_nan = (Bits)(value != value);
+    return ((is_nan & quiet_nan) | (~is_nan & (bits + 0x7fffu + ((bits >> 16) & 1u)))) & 0xffff0000u;
+}
+
 // 2 ** x for x <= 0; 2 ** -126 below. Relative error under 2e-7 (degree 6 on [-0.5, 0.5]).
 HRM_TARGET inline Vec exp2_of(Vec x) {
     const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2 ** 23: adding it rounds to an integer in the low bits

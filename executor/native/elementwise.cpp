@@ -1,0 +1,99 @@
+// Norms and rotations of rows on the CPU, in one pass over memory each.
+//
+// A plain C interface for ctypes, as attention.cpp. Rows go by token and head, each contiguous, tokens and heads any number of
+// elements apart. `elementwise_kernel.h` holds the kernels; this file shares tokens out over threads.
+
+#include "common.h"
+
+// Rows of a tensor [tokens, heads, width]; the version in attention.cpp changes with it, as with what follows.
+struct HrmRows {
+    void* data;
+    int64_t token_stride, head_stride;
+    int64_t is_bfloat16;
+};
+
+// Mirrored field by field in elementwise.py.
+struct HrmNorm {
+    HrmRows x, out;  // of one format
+    const void* weight;
+    int64_t tokens, heads, width;
+    float eps;
+    int32_t weight_is_bfloat16;
+};
+
+struct HrmRotation {
+    HrmRows x, out;
+    const void *cos, *sin;  // [tokens, half]
+    int64_t tokens, heads, half;
+    int32_t tables_are_bfloat16;
+};
+
+namespace {
+
+constexpr int64_t kWorthAThread = 1 << 17;  // elements that take some ten times as long as waking a thread
+constexpr int64_t kTokensAtATime = 16;
+
+struct Kernels {
+    void (*norm[4])(const void*, const void*, void*, int64_t, float);                  // by x and weight
+    void (*rotate[8])(const void*, const void*, const void*, void*, int64_t);  // by x, out and tables
+};
+
+#define HRM_NAMESPACE portable
+#define HRM_WIDTH 4
+#define HRM_TARGET
+#include "elementwise_kernel.h"
+
+#if defined(__x86_64__)
+#define HRM_NAMESPACE avx2
+#define HRM_WIDTH 8
+#define HRM_TARGET __attribute__((target("avx2,fma")))
+#include "elementwise_kernel.h"
+
+#define HRM_NAMESPACE avx512
+#define HRM_WIDTH 16
+#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
+#include "elementwise_kernel.h"
+#endif
+
+const Kernels& kernels_for(int path) {
+#if defined(__x86_64__)
+    if (path >= kAvx512) return avx512::kernels;
+    if (path == kAvx2) return avx2::kernels;
+#endif
+    (void)path;
+    return portable::kernels;
+}
+
+char* row_of(const HrmRows& rows, int64_t token, int64_t head) {
+    return static_cast<char*>(rows.data) + (token * rows.token_stride + head * rows.head_stride) * (rows.is_bfloat16 ? 2 : 4);
+}
+
+// Calls work(token, head) for all rows.
+template <class Work>
+void for_rows(int64_t tokens, int64_t heads, int64_t width, int32_t num_threads, const Work& work) {
+    std::atomic<int64_t> next{0};
+    run_parallel(std::min<int64_t>(num_threads, 1 + tokens * heads * width / kWorthAThread), [&](int64_t) {
+        for (int64_t first; (first = next.fetch_add(kTokensAtATime, std::memory_order_relaxed)) < tokens;)
+            for (int64_t token = first; token < std::min(first + kTokensAtATime, tokens); ++token)
+                for (int64_t head = 0; head < heads; ++head) work(token, head);
+    });
+}
+
+}  // namespace
+
+HRM_EXPORT void hrm_rms_norm(const HrmNorm* job, int32_t path, int32_t num_threads) {
+    const auto norm = kernels_for(path).norm[2 * job->x.is_bfloat16 + job->weight_is_bfloat16];
+    for_rows(job->tokens, job->heads, job->width, num_threads, [&](int64_t token, int64_t head) {
+        norm(row_of(job->x, token, head), job->weight, row_of(job->out, token, head), job->width, job->eps);
+    });
+}
+
+HRM_EXPORT void hrm_rotate(const HrmRotation* job, int32_t path, int32_t num_threads) {
+    const auto rotate =
+        kernels_for(path).rotate[4 * job->x.is_bfloat16 + 2 * job->out.is_bfloat16 + job->tables_are_bfloat16];
+    const int64_t table_bytes = job->half * (job->tables_are_bfloat16 ? 2 : 4);
+    for_rows(job->tokens, job->heads, 2 * job->half, num_threads, [&](int64_t token, int64_t head) {
+        rotate(row_of(job->x, token, head), static_cast<const char*>(job->cos) + token * table_bytes,
+               static_cast<const char*>(job->sin) + token * table_bytes, row_of(job->out, token, head), job->half);
+    });
+}

@@ -1,0 +1,127 @@
+"""Norms and rotations of rows compiled for the CPU; there must be a library.
+
+What torch does in six passes over memory, and for rows that lie apart element by element, is one pass here. Arithmetic
+is float32, and a row's result does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+from executor.native.library import available, chosen_path, library
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["rms_norm", "rotate", "suits_rows"]
+
+
+class _Rows(ctypes.Structure):
+    """Mirrors `HrmRows` in elementwise.cpp, field by field."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("token_stride", "head_stride", "is_bfloat16")),
+    )
+
+
+class _Norm(ctypes.Structure):
+    """Mirrors `HrmNorm` in elementwise.cpp, field by field."""
+
+    _fields_ = (
+        ("x", _Rows),
+        ("out", _Rows),
+        ("weight", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("tokens", "heads", "width")),
+        ("eps", ctypes.c_float),
+        ("weight_is_bfloat16", ctypes.c_int32),
+    )
+
+
+class _Rotation(ctypes.Structure):
+    """Mirrors `HrmRotation` in elementwise.cpp, field by field."""
+
+    _fields_ = (
+        ("x", _Rows),
+        ("out", _Rows),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("tokens", "heads", "half")),
+        ("tables_are_bfloat16", ctypes.c_int32),
+    )
+
+
+def suits_rows(*tensors: torch.Tensor) -> bool:
+    """Whether the compiled kernels work on such tensors: float32 or bfloat16 in host memory, each row contiguous."""
+    return available() and all(
+        tensor.device.type == "cpu"
+        and str(tensor.dtype) in ("torch.float32", "torch.bfloat16")
+        and tensor.stride(-1) == 1
+        for tensor in tensors
+    )
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, num_threads: int) -> None:
+    """Write x / rms(x) * weight into `out`: [tokens, width] or [tokens, heads, width], of the dtype of `x`.
+
+    The norm is rounded to that dtype before the weight is applied, as published models do. All as `suits_rows` asks.
+
+    Raises
+    ------
+    ValueError
+        When shapes or dtypes contradict this description.
+    """
+    if out.shape != x.shape or out.dtype != x.dtype or weight.shape != x.shape[-1:] or x.dim() not in (2, 3):
+        raise ValueError(f"norm of {tuple(x.shape)} by {tuple(weight.shape)} does not give {tuple(out.shape)}")
+    job = _Norm(
+        x=_rows(x),
+        out=_rows(out),
+        weight=weight.data_ptr(),
+        tokens=x.shape[0],
+        heads=x.shape[1] if x.dim() == 3 else 1,
+        width=x.shape[-1],
+        eps=eps,
+        weight_is_bfloat16=weight.dtype.itemsize == 2,
+    )
+    compiled = library()
+    assert compiled is not None
+    compiled.hrm_rms_norm(ctypes.byref(job), chosen_path(), num_threads)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, num_threads: int) -> None:
+    """Rotate x [tokens, heads, width] into `out`, of any dtype: element i is paired with i + width / 2.
+
+    `cos` and `sin` are [tokens, 1, width / 2], contiguous and of one dtype. All as `suits_rows` asks.
+
+    Raises
+    ------
+    ValueError
+        When shapes, dtypes or layouts contradict this description.
+    """
+    tokens, heads, width = x.shape
+    tables_fit = all(table.shape == (tokens, 1, width // 2) and table.is_contiguous() for table in (cos, sin))
+    if out.shape != x.shape or width % 2 or not tables_fit or cos.dtype != sin.dtype:
+        raise ValueError(f"rotation of {tuple(x.shape)} by {tuple(cos.shape)} does not give {tuple(out.shape)}")
+    job = _Rotation(
+        x=_rows(x),
+        out=_rows(out),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        tokens=tokens,
+        heads=heads,
+        half=width // 2,
+        tables_are_bfloat16=cos.dtype.itemsize == 2,
+    )
+    compiled = library()
+    assert compiled is not None
+    compiled.hrm_rotate(ctypes.byref(job), chosen_path(), num_threads)
+
+
+def _rows(tensor: torch.Tensor) -> _Rows:
+    return _Rows(
+        data=tensor.data_ptr(),
+        token_stride=tensor.stride(0),
+        head_stride=tensor.stride(1) if tensor.dim() == 3 else 0,
+        is_bfloat16=tensor.dtype.itemsize == 2,
+    )

@@ -1,0 +1,80 @@
+// RMS norms and rotations by position, row by row; included once per instruction set by elementwise.cpp.
+//
+// The including file defines HRM_NAMESPACE, HRM_WIDTH and HRM_TARGET as for attention_kernel.h. Arithmetic is float32; numbers are
+// rounded where they are written. A row is computed alike whatever other rows there are.
+
+namespace HRM_NAMESPACE {
+
+#include "vectors.h"
+
+typedef uint16_t Narrow __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+template <bool kNarrow>
+HRM_TARGET inline Vec load_row(const void* from, int64_t at) {
+    if (!kNarrow) return *reinterpret_cast<const LooseVec*>(static_cast<const float*>(from) + at);
+    return (Vec)(__builtin_convertvector(*reinterpret_cast<const Narrow*>(static_cast<const uint16_t*>(from) + at), Bits) << 16);
+}
+
+template <bool kNarrow>
+HRM_TARGET inline void store_row(void* to, int64_t at, Vec value) {
+    if (!kNarrow) {
+        *reinterpret_cast<LooseVec*>(static_cast<float*>(to) + at) = value;
+        return;
+    }
+    const Bits rounded = rounded_to_bfloat16(value) >> 16;
+    *reinterpret_cast<Narrow*>(static_cast<uint16_t*>(to) + at) = __builtin_convertvector(rounded, Narrow);
+}
+
+// x / rms(x), rounded to the format of x, times the weight.
+template <bool kNarrow, bool kNarrowWeight>
+HRM_TARGET void norm_row(const void* x, const void* weight, void* out, int64_t width, float eps) {
+    const int64_t whole = width / W * W;
+    Vec squares = {};
+    for (int64_t at = 0; at < whole; at += W) {
+        const Vec value = load_row<kNarrow>(x, at);
+        squares += value * value;
+    }
+    float sum = 0.0f;
+    for (int i = 0; i < W; ++i) sum += squares[i];
+    for (int64_t at = whole; at < width; ++at) sum += read(x, at, kNarrow) * read(x, at, kNarrow);
+    const float scale = 1.0f / std::sqrt(sum / static_cast<float>(width) + eps);
+    for (int64_t at = 0; at < whole; at += W) {
+        Vec normed = load_row<kNarrow>(x, at) * scale;
+        if (kNarrow) normed = (Vec)rounded_to_bfloat16(normed);
+        store_row<kNarrow>(out, at, normed * load_row<kNarrowWeight>(weight, at));
+    }
+    for (int64_t at = whole; at < width; ++at) {
+        float normed = read(x, at, kNarrow) * scale;
+        if (kNarrow) normed = float_of(uint32_t{bfloat16_of(normed)} << 16);
+        write(out, at, kNarrow, normed * read(weight, at, kNarrowWeight));
+    }
+}
+
+// Element i of a row of 2 * half is paired with i + half.
+template <bool kNarrow, bool kNarrowOut, bool kNarrowTables>
+HRM_TARGET void rotate_row(const void* x, const void* cos, const void* sin, void* out, int64_t half) {
+    const int64_t whole = half / W * W;
+    for (int64_t at = 0; at < whole; at += W) {
+        const Vec first = load_row<kNarrow>(x, at), second = load_row<kNarrow>(x, half + at);
+        const Vec c = load_row<kNarrowTables>(cos, at), s = load_row<kNarrowTables>(sin, at);
+        store_row<kNarrowOut>(out, at, first * c - second * s);
+        store_row<kNarrowOut>(out, half + at, second * c + first * s);
+    }
+    for (int64_t at = whole; at < half; ++at) {
+        const float first = read(x, at, kNarrow), second = read(x, half + at, kNarrow);
+        const float c = read(cos, at, kNarrowTables), s = read(sin, at, kNarrowTables);
+        write(out, at, kNarrowOut, first * c - second * s);
+        write(out, half + at, kNarrowOut, second * c + first * s);
+    }
+}
+
+constexpr Kernels kernels{
+    {norm_row<false, false>, norm_row<false, true>, norm_row<true, false>, norm_row<true, true>},
+    {rotate_row<false, false, false>, rotate_row<false, false, true>, rotate_row<false, true, false>, rotate_row<false, true, true>,
+     rotate_row<true, false, false>, rotate_row<true, false, true>, rotate_row<true, true, false>, rotate_row<true, true, true>}};
+
+}  // namespace HRM_NAMESPACE
+
+#undef HRM_NAMESPACE
+#undef HRM_WIDTH
+#undef HRM_TARGET
