@@ -15,7 +15,7 @@ from hrm.device.direct_memory import direct_memory
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES
 
-__all__ = ["DirectFile", "Reading", "aligned_memory", "finish"]
+__all__ = ["REQUESTS", "DirectFile", "Reading", "aligned_buffers", "aligned_memory", "finish"]
 
 Reading = Sequence[Future[None]]
 """Requests in flight that were asked for together."""
@@ -27,6 +27,11 @@ REQUESTS = 4
 def aligned_memory(num_bytes: int) -> torch.Tensor:
     """Return zeroed host memory that begins at a page, as reads past the page cache ask for: flat, uint8."""
     return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
+
+
+def aligned_buffers(num_bytes: int, count: int) -> list[torch.Tensor]:
+    """Return buffers like `aligned_memory` of whole blocks each, one behind the other in one piece of memory."""
+    return list(aligned_memory(num_bytes * count).view(count, num_bytes).unbind())
 
 
 def finish(reading: Reading) -> None:

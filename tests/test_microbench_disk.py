@@ -1,6 +1,5 @@
 """Disks: what is read, that the file is gone, and what cannot be measured."""
 
-import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hrm.device.direct_memory import direct_buffers
 from hrm.device.host import HostBackend
 from hrm.errors import DeviceError
 from hrm.microbench import disk
@@ -88,7 +88,7 @@ def test_every_byte_of_the_file_is_asked_for_in_turn(folder, monkeypatch):
 
         monkeypatch.setattr(os, "preadv", preadv)
         reader = disk.DirectReader(reading, 16 * MIB)
-        reader.read([mmap.mmap(-1, 4 * MIB) for _ in range(2)], 6)
+        reader.read(direct_buffers(4 * MIB, 2), 6)
 
     assert sorted(asked) == sorted([at * 4 * MIB for at in (0, 1, 2, 3, 0, 1)])
 

@@ -8,7 +8,6 @@ it can be, for between two small reads the interpreter takes longer than the dis
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import random
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from hrm.device.direct_memory import direct_memory
+from hrm.device.direct_memory import direct_buffers, direct_memory
 from hrm.errors import DeviceError
 from hrm.microbench.bench import Bench, Samples
 from hrm.microbench.measure import measure, warm_up
@@ -189,13 +188,13 @@ class DirectReader:
 
     def repeat(self, bench: Bench, size: int, depth: int) -> tuple[int, Callable[[], float]]:
         """Choose how many requests a repeat makes; return their bytes and the repeat, which returns its seconds."""
-        buffers = [direct_memory(size) for _ in range(depth)]
+        buffers = direct_buffers(size, depth)
         count = max(2 * depth, 2 * _WRITE_BYTES // size)
         pilot_s = self.read(buffers, count)
         count = max(depth, int(count * bench.case_s / pilot_s))
         return count * size, lambda: self.read(buffers, count)
 
-    def read(self, buffers: list[mmap.mmap], count: int) -> float:
+    def read(self, buffers: list[memoryview], count: int) -> float:
         """Make `count` requests, as many at a time as there are buffers, and return the seconds."""
         size = len(buffers[0])
         places = self._next.setdefault(size, itertools.cycle(range(0, self._file_bytes, size)))
@@ -213,7 +212,7 @@ class DirectReader:
         return time.perf_counter() - begun_s
 
 
-def _read_in_threads(handle: int, buffers: list[mmap.mmap], offsets: list[int]) -> None:
+def _read_in_threads(handle: int, buffers: list[memoryview], offsets: list[int]) -> None:
     """Do without the compiled reader: small requests, many in flight, then come out about a tenth slower."""
     failed: list[OSError] = []
 
