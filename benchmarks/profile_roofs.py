@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from roof_peers import Rate, built_stream, disk_peers, memory_peers
+from roof_peers import REPEATS, WARM_UPS, Rate, built_stream, disk_peers, memory_peers
 
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
@@ -89,11 +89,6 @@ def alternate(roof: str, ours: Rate, peers: Mapping[str, Rate], rounds: int) -> 
         ratio = statistics.median(own) / statistics.median(other)
         note = "" if all(pair[2] for pair in kept) else "   disturbed"
         print(f"{roof:28s} {name:14s} {ratio:9.2f}   {spread(own)}   {spread(other)}{note}", flush=True)
-    if len(pairs) > 1:
-        own = [pair[0] for found in pairs.values() for pair in found]
-        best = max(pairs, key=lambda name: statistics.median(pair[1] for pair in pairs[name]))
-        ratio = statistics.median(own) / statistics.median(pair[1] for pair in pairs[best])
-        print(f"{roof:28s} {'best: ' + best:14s} {ratio:9.2f}   (all of ours against the peer with the highest median)")
 
 
 def spread(rates: list[float]) -> str:
@@ -119,7 +114,12 @@ def memory(bench: Bench, rounds: int) -> None:
             if (name := f"dram_{access}_x{threads}") in cases:
                 amount, work = cases[name]
                 once = on_lane(bench.backend, Lane.CPU, work)
-                alternate(name, rate_of(amount, once), memory_peers(stream, access, threads), rounds)
+                alternate(name, settled_rate(amount, once), memory_peers(stream, access, threads), rounds)
+
+
+def settled_rate(amount: float, once: Callable[[], float]) -> Rate:
+    """Make a median rate of as many repeats as STREAM makes, its warm-up left out: cores were asleep before."""
+    return lambda: amount / statistics.median([once() for _ in range(WARM_UPS + REPEATS)][WARM_UPS:])
 
 
 def rate_of(amount: float, once: Callable[[], float]) -> Rate:

@@ -18,13 +18,15 @@ import torch
 from executor.direct import REQUESTS, DirectFile, aligned_buffers, finish
 from hrm.units import GIB
 
-__all__ = ["Rate", "built_stream", "disk_peers", "memory_peers"]
+__all__ = ["REPEATS", "WARM_UPS", "Rate", "built_stream", "disk_peers", "memory_peers"]
 
 Rate = Callable[[], float]
 """Runs something once and returns its rate."""
 
 STREAM_SOURCE = Path(__file__).parent / "data" / "stream.c"
 STREAM_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fno-tree-loop-distribute-patterns")
+WARM_UPS, REPEATS = 2, 9
+"""What STREAM does in a run; the first ones are not counted."""
 EXECUTOR_BYTES = GIB // 2
 """What the executor reads at a time."""
 LIKWID = {"read": "load", "copy": "copy", "copy_nt": "copy_mem", "triad": "stream", "triad_nt": "stream_mem"}
@@ -63,7 +65,9 @@ def said(command: list[str], **environment: str) -> str:
 
 def stream_rate(binary: Path, access: str, threads: int) -> float:
     """Run STREAM's loop and return the median rate of its repeats."""
-    printed = said([str(binary), access, "9"], OMP_NUM_THREADS=str(threads), OMP_PROC_BIND="true", OMP_PLACES="cores")
+    printed = said(
+        [str(binary), access, str(REPEATS)], OMP_NUM_THREADS=str(threads), OMP_PROC_BIND="true", OMP_PLACES="cores"
+    )
     return statistics.median(float(line) for line in printed.split())
 
 

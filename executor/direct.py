@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from hrm.device.direct_memory import direct_memory
+from hrm.device.direct_memory import REQUESTS, direct_memory
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES
 
@@ -19,9 +19,6 @@ __all__ = ["REQUESTS", "DirectFile", "Reading", "aligned_buffers", "aligned_memo
 
 Reading = Sequence[Future[None]]
 """Requests in flight that were asked for together."""
-
-REQUESTS = 4
-"""Requests in flight at most; a piece of a file is cut into as many."""
 
 
 def aligned_memory(num_bytes: int) -> torch.Tensor:
@@ -45,7 +42,9 @@ def finish(reading: Reading) -> None:
 
 
 class DirectFile:
-    """A file open for direct reads. A file system that allows none reads through the page cache, and lets go of it.
+    """A file open for direct reads, `requests` of them in flight at most: a piece of it is cut into as many.
+
+    A file system that allows none reads through the page cache, and lets go of it.
 
     Raises
     ------

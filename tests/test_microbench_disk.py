@@ -50,7 +50,7 @@ def test_reads_go_past_the_page_cache_and_leave_no_file(bench, folder, monkeypat
 
     assert found.file_bytes == 64 * MIB
     assert all(min(rates) > 1e6 for rates in found.bytes_per_s.values())
-    assert list(found.bytes_per_s) == ["16MiB_x16"]
+    assert list(found.bytes_per_s) == ["16MiB_x4"]
     assert len(found.latency_s) == 100
     assert any(mode & os.O_DIRECT for mode in flags)
     assert set(folder.iterdir()) == before
@@ -121,3 +121,16 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DeviceError, match="no such folder"):
         check_disk(tmp_path / "nowhere")
+
+
+def test_a_disk_goes_by_the_fastest_request_at_the_depth_that_the_executor_reads_with():
+    rates: dict[str, tuple[float, ...]] = {
+        "1MiB_x4": (2.0, 2.0, 9.0),
+        "4MiB_x4": (3.0, 3.0, 3.0),
+        "4MiB_x16": (8.0, 8.0, 8.0),
+    }
+    samples = disk.DiskSamples(
+        bytes_per_s=rates, latency_s=(1e-4,), capacity_bytes=1, free_bytes=1, file_bytes=1, file_system="ext4"
+    )
+
+    assert samples.best_request == "4MiB_x4"

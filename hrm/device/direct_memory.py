@@ -15,7 +15,10 @@ from contextlib import suppress
 
 from hrm.units import MIB
 
-__all__ = ["direct_buffers", "direct_memory"]
+__all__ = ["REQUESTS", "direct_buffers", "direct_memory"]
+
+REQUESTS = 4
+"""Requests that the executor has in flight, so that a disk's rate is that of so many."""
 
 _HUGE_BYTES = 2 * MIB
 

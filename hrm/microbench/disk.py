@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import statistics
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from hrm.device.direct_memory import direct_buffers, direct_memory
+from hrm.device.direct_memory import REQUESTS, direct_buffers, direct_memory
 from hrm.errors import DeviceError
 from hrm.microbench.bench import Bench, Samples
 from hrm.microbench.measure import measure, warm_up
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 REQUEST_BYTES = (MIB // 8, MIB, 4 * MIB, 16 * MIB)
-DEPTHS = (1, 4, 16)
+DEPTHS = (1, REQUESTS, 16)
 _FILE_BYTES, _LEAST_BYTES = GIB, 64 * MIB
 _ROUNDS_QUICK, _ROUNDS_A_VISIT = 5, 3
 _FREE_SHARE = 4
@@ -60,6 +61,12 @@ class DiskSamples:
     free_bytes: int
     file_bytes: int
     file_system: str
+
+    @property
+    def best_request(self) -> str:
+        """The fastest way of reading among those with as many requests in flight as the executor has."""
+        names = [name for name in self.bytes_per_s if name.endswith(f"_x{REQUESTS}")]
+        return max(names, key=lambda name: statistics.median(self.bytes_per_s[name]))
 
 
 def request_name(num_bytes: int, depth: int) -> str:
@@ -178,7 +185,7 @@ class DirectReader:
 
     def rates(self, bench: Bench) -> dict[str, Samples]:
         """Measure bytes/s by request, one after the other in each round."""
-        requests = [(REQUEST_BYTES[-1], DEPTHS[-1])] if bench.quick else itertools.product(REQUEST_BYTES, DEPTHS)
+        requests = [(REQUEST_BYTES[-1], REQUESTS)] if bench.quick else itertools.product(REQUEST_BYTES, DEPTHS)
         amounts = {request_name(size, depth): self.repeat(bench, size, depth) for size, depth in requests}
         timed = {name: work for name, (_, work) in amounts.items()}
         warm_up(timed)
