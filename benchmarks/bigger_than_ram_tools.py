@@ -114,14 +114,14 @@ def roof(job: dict[str, Any]) -> dict[str, Any]:
     All of it, as the engine does: what the host keeps of a part would make that part look faster.
     """
     from executor.direct import REQUESTS
-    from hrm.device.direct_memory import direct_memory
+    from hrm.device.direct_memory import direct_buffers
     from hrm.microbench.disk import DirectReader
 
     path = Path(job["expert_file"])
     size = max(4096, job["expert_bytes"] // REQUESTS // 4096 * 4096)
     handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
     reader = DirectReader(handle, path.stat().st_size // size * size)
-    buffers = [direct_memory(size) for _ in range(REQUESTS)]
+    buffers = direct_buffers(size, REQUESTS)
     count = max(REQUESTS, path.stat().st_size // size // 3)
     rates = [count * size / reader.read(buffers, count) for _ in range(3)]
     os.close(handle)

@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import re
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from roof_peers import REPEATS, WARM_UPS, Rate, built_stream, disk_peers, memory_peers
 
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
@@ -42,12 +40,6 @@ from hrm.microbench.threads import with_threads
 from hrm.schedule.task import Lane
 from hrm.units import GIB
 
-Rate = Callable[[], float]
-"""Runs something once and returns its rate."""
-
-STREAM_SOURCE = Path(__file__).parent / "data" / "stream.c"
-STREAM_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fno-tree-loop-distribute-patterns")
-LIKWID = {"read": "load", "copy": "copy", "copy_nt": "copy_mem", "triad": "stream", "triad_nt": "stream_mem"}
 ACCESSES = ("read", "copy", "copy_nt", "triad", "triad_nt")
 PRODUCTS = (DType.FLOAT32, DType.BFLOAT16)
 SIDES = (256, 512, 1024, 2048, 4096)
@@ -97,11 +89,6 @@ def alternate(roof: str, ours: Rate, peers: Mapping[str, Rate], rounds: int) -> 
         ratio = statistics.median(own) / statistics.median(other)
         note = "" if all(pair[2] for pair in kept) else "   disturbed"
         print(f"{roof:28s} {name:14s} {ratio:9.2f}   {spread(own)}   {spread(other)}{note}", flush=True)
-    if len(pairs) > 1:
-        own = [pair[0] for found in pairs.values() for pair in found]
-        best = max(pairs, key=lambda name: statistics.median(pair[1] for pair in pairs[name]))
-        ratio = statistics.median(own) / statistics.median(pair[1] for pair in pairs[best])
-        print(f"{roof:28s} {'best: ' + best:14s} {ratio:9.2f}   (all of ours against the peer with the highest median)")
 
 
 def spread(rates: list[float]) -> str:
@@ -127,64 +114,17 @@ def memory(bench: Bench, rounds: int) -> None:
             if (name := f"dram_{access}_x{threads}") in cases:
                 amount, work = cases[name]
                 once = on_lane(bench.backend, Lane.CPU, work)
-                alternate(name, rate_of(amount, once), memory_peers(stream, access, threads), rounds)
+                alternate(name, settled_rate(amount, once), memory_peers(stream, access, threads), rounds)
+
+
+def settled_rate(amount: float, once: Callable[[], float]) -> Rate:
+    """Make a median rate of as many repeats as STREAM makes, its warm-up left out: cores were asleep before."""
+    return lambda: amount / statistics.median([once() for _ in range(WARM_UPS + REPEATS)][WARM_UPS:])
 
 
 def rate_of(amount: float, once: Callable[[], float]) -> Rate:
     """Make a rate of an amount and of what takes so many seconds."""
     return lambda: amount / once()
-
-
-def memory_peers(stream: Path | None, access: str, threads: int) -> dict[str, Rate]:
-    """Return the peers that measure this access with the same kind of store."""
-    peers: dict[str, Rate] = {}
-    if stream is not None and not access.endswith("_nt"):
-        peers["STREAM"] = lambda: stream_rate(stream, access, threads)
-    if shutil.which("likwid-bench"):
-        peers["likwid-bench"] = lambda: likwid_rate(access, threads)
-    if shutil.which("sysbench") and access == "read":
-        peers["sysbench"] = lambda: sysbench_rate(threads)
-    return peers
-
-
-def built_stream(folder: Path) -> Path | None:
-    """Compile STREAM's loops; None without a compiler."""
-    missing = [tool for tool in ("gcc", "likwid-bench", "sysbench") if not shutil.which(tool)]
-    if missing:
-        print(f"not installed, left out: {', '.join(missing)}")
-    if "gcc" in missing:
-        return None
-    binary = folder / "stream"
-    subprocess.run(["gcc", *STREAM_FLAGS, str(STREAM_SOURCE), "-o", str(binary)], check=True)
-    return binary
-
-
-def said(command: list[str], **environment: str) -> str:
-    """Run a command and return what it printed."""
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | environment, timeout=300
-    ).stdout
-
-
-def stream_rate(binary: Path, access: str, threads: int) -> float:
-    """Run STREAM's loop and return the median rate of its repeats."""
-    printed = said([str(binary), access, "9"], OMP_NUM_THREADS=str(threads), OMP_PROC_BIND="true", OMP_PLACES="cores")
-    return statistics.median(float(line) for line in printed.split())
-
-
-def likwid_rate(access: str, threads: int) -> float:
-    """Run likwid-bench with the widest vectors that this CPU has."""
-    wide = "avx512" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "avx"
-    printed = said(["likwid-bench", "-t", f"{LIKWID[access]}_{wide}", "-w", f"S0:512000kB:{threads}", "-i", "12"])
-    return 1e6 * float(re.search(r"MByte/s:\s+([\d.]+)", printed)[1])  # type: ignore[index]
-
-
-def sysbench_rate(threads: int) -> float:
-    """Run sysbench with blocks too large for a cache, a buffer for each thread."""
-    memory_options = ("scope=local", "block-size=256M", "total-size=1000G", "oper=read")
-    options = [f"--memory-{option}" for option in memory_options]
-    printed = said(["sysbench", "memory", f"--threads={threads}", *options, "--time=1", "run"])
-    return 2**20 * float(re.search(r"\(([\d.]+) MiB/sec\)", printed)[1])  # type: ignore[index]
 
 
 def products(bench: Bench, dtypes: Sequence[DType], rounds: int) -> None:
@@ -255,16 +195,8 @@ def disk(bench: Bench, rounds: int, folder: Path) -> None:
         path = f"/proc/{os.getpid()}/fd/{reading}"
         for size, depth in itertools.product(REQUEST_BYTES, DEPTHS):
             amount, once = reader.repeat(bench, size, depth)
-            alternate(
-                f"disk {request_name(size, depth)}", rate_of(amount, once), {"fio": fio(path, size, depth)}, rounds
-            )
-
-
-def fio(path: str, size: int, depth: int) -> Rate:
-    """Make the rate of fio's sequential direct reads for a second."""
-    options = ["--name=read", f"--filename={path}", "--rw=read", "--direct=1", "--ioengine=libaio", f"--size={GIB}"]
-    options += [f"--bs={size}", f"--iodepth={depth}", "--runtime=1", "--time_based", "--output-format=json"]
-    return lambda: float(json.loads(said(["fio", *options]))["jobs"][0]["read"]["bw_bytes"])
+            peers = disk_peers(path, size, depth)
+            alternate(f"disk {request_name(size, depth)}", rate_of(amount, once), peers, rounds)
 
 
 def agree(first: Path, second: Path) -> None:

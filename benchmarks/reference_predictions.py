@@ -103,6 +103,7 @@ TRIPLES = (
     _triple("deepseek-v3", "xeon-6454s-rtx4090", (512, 512, 128, 1), DType.INT4),
     _triple("phi-3.5-moe", "xeon-8592-4xl40s", (128, 512, 64, 2048)),
     _triple("olmoe-1b-7b", "epyc-zen3-vm-2-cores", (64, 256, 32, 64)),
+    _triple("olmoe-1b-7b", "epyc-zen5-vm-2-cores", (64, 256, 32, 64)),
 )
 
 

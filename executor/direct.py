@@ -11,22 +11,24 @@ from pathlib import Path
 
 import torch
 
-from hrm.device.direct_memory import direct_memory
+from hrm.device.direct_memory import REQUESTS, direct_memory
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES
 
-__all__ = ["DirectFile", "Reading", "aligned_memory", "finish"]
+__all__ = ["REQUESTS", "DirectFile", "Reading", "aligned_buffers", "aligned_memory", "finish"]
 
 Reading = Sequence[Future[None]]
 """Requests in flight that were asked for together."""
-
-REQUESTS = 4
-"""Requests in flight at most; a piece of a file is cut into as many."""
 
 
 def aligned_memory(num_bytes: int) -> torch.Tensor:
     """Return zeroed host memory that begins at a page, as reads past the page cache ask for: flat, uint8."""
     return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
+
+
+def aligned_buffers(num_bytes: int, count: int) -> list[torch.Tensor]:
+    """Return buffers like `aligned_memory` of whole blocks each, one behind the other in one piece of memory."""
+    return list(aligned_memory(num_bytes * count).view(count, num_bytes).unbind())
 
 
 def finish(reading: Reading) -> None:
@@ -40,7 +42,9 @@ def finish(reading: Reading) -> None:
 
 
 class DirectFile:
-    """A file open for direct reads. A file system that allows none reads through the page cache, and lets go of it.
+    """A file open for direct reads, `requests` of them in flight at most: a piece of it is cut into as many.
+
+    A file system that allows none reads through the page cache, and lets go of it.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from executor.direct import Reading, aligned_memory, finish
+from executor.direct import Reading, aligned_buffers, finish
 from executor.expert_file import open_expert_file
 from executor.experts import ExpertForm, assignments, feed_forward
 from executor.memory import torch_dtype
@@ -44,7 +44,7 @@ class DiskStore:
         """Experts of each layer that are in memory, the first ones."""
         self._begun: dict[int, Reading] = {}
         self._used = -1
-        self._buffers = [aligned_memory(self._file.expert_bytes) for _ in range(policy.num_disk_buffers(model))]
+        self._buffers = aligned_buffers(self._file.expert_bytes, policy.num_disk_buffers(model))
 
     def load(self, layer: int, expert: int, target: torch.Tensor) -> None:
         """Copy an expert that stays in memory to its place, flat, by way of the ring."""

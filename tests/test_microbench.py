@@ -115,6 +115,18 @@ def test_watch_sees_another_process_at_work():
     assert watch.contaminated()
 
 
+@pytest.mark.parametrize(
+    ("foreign_s", "waited_s", "contaminated"),
+    [(0.0, 0.01, False), (0.009, 0.0, False), (0.009, 0.005, True), (0.04, 0.0, True)],
+)
+def test_a_short_round_is_contaminated_when_threads_waited_for_others(monkeypatch, foreign_s, waited_s, contaminated):
+    """Within 20 ms the kernel's ticks alone look like a foreign process."""
+    use = measure.CpuUse(wall_s=0.02, own_s=0.04, foreign_s=foreign_s, waited_s=waited_s)
+    monkeypatch.setattr(measure.CpuWatch, "use", lambda _: use)
+
+    assert measure.CpuWatch().contaminated() is contaminated
+
+
 def test_spread_beyond_a_tenth_of_the_median_is_noisy():
     calm, wild = measure.summary([1.0, 1.01, 1.02]), measure.summary([1.0, 2.0, 3.0])
 

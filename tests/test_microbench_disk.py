@@ -1,6 +1,5 @@
 """Disks: what is read, that the file is gone, and what cannot be measured."""
 
-import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hrm.device.direct_memory import direct_buffers
 from hrm.device.host import HostBackend
 from hrm.errors import DeviceError
 from hrm.microbench import disk
@@ -50,7 +50,7 @@ def test_reads_go_past_the_page_cache_and_leave_no_file(bench, folder, monkeypat
 
     assert found.file_bytes == 64 * MIB
     assert all(min(rates) > 1e6 for rates in found.bytes_per_s.values())
-    assert list(found.bytes_per_s) == ["16MiB_x16"]
+    assert list(found.bytes_per_s) == ["16MiB_x4"]
     assert len(found.latency_s) == 100
     assert any(mode & os.O_DIRECT for mode in flags)
     assert set(folder.iterdir()) == before
@@ -88,7 +88,7 @@ def test_every_byte_of_the_file_is_asked_for_in_turn(folder, monkeypatch):
 
         monkeypatch.setattr(os, "preadv", preadv)
         reader = disk.DirectReader(reading, 16 * MIB)
-        reader.read([mmap.mmap(-1, 4 * MIB) for _ in range(2)], 6)
+        reader.read(direct_buffers(4 * MIB, 2), 6)
 
     assert sorted(asked) == sorted([at * 4 * MIB for at in (0, 1, 2, 3, 0, 1)])
 
@@ -121,3 +121,16 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DeviceError, match="no such folder"):
         check_disk(tmp_path / "nowhere")
+
+
+def test_a_disk_goes_by_the_fastest_request_at_the_depth_that_the_executor_reads_with():
+    rates: dict[str, tuple[float, ...]] = {
+        "1MiB_x4": (2.0, 2.0, 9.0),
+        "4MiB_x4": (3.0, 3.0, 3.0),
+        "4MiB_x16": (8.0, 8.0, 8.0),
+    }
+    samples = disk.DiskSamples(
+        bytes_per_s=rates, latency_s=(1e-4,), capacity_bytes=1, free_bytes=1, file_bytes=1, file_system="ext4"
+    )
+
+    assert samples.best_request == "4MiB_x4"

@@ -96,4 +96,4 @@ def test_a_profile_that_fails_half_way_goes_on_where_it_was(tmp_path, monkeypatc
     assert not partial_path(output).exists()
     lines = [json.loads(line) for line in samples_path(output).read_text().splitlines()]
     rounds = next(line["rounds"] for line in lines if line.get("section") == "host memory")
-    assert {"result", "wall_s", "own_s", "foreign_s", "clean"} == set(rounds[0])
+    assert {"result", "wall_s", "own_s", "foreign_s", "waited_s", "clean"} == set(rounds[0])

@@ -1,11 +1,11 @@
 """The compiled parts of the profiler: what the streaming kernels compute and refuse, what the reader reads."""
 
-import mmap
 import os
 
 import pytest
 import torch
 
+from hrm.device.direct_memory import direct_buffers
 from hrm.microbench import native
 from hrm.microbench.native import GRANULE_BYTES, Stream, read_requests, stream, streams
 
@@ -18,7 +18,7 @@ def test_without_the_library_there_are_no_kernels(monkeypatch):
     monkeypatch.setattr(native, "_library", lambda: None)
 
     assert (native.available(), native.streams(), native.instruction_set()) == (False, (), "")
-    assert not read_requests(0, [mmap.mmap(-1, 4096)], [0])
+    assert not read_requests(0, direct_buffers(4096, 1), [0])
 
 
 @compiled
@@ -61,7 +61,7 @@ def test_buffers_that_do_not_suit_are_refused(buffers):
 def test_each_request_is_read_into_a_buffer(tmp_path, depth):
     path, size = tmp_path / "file", 4096
     path.write_bytes(b"".join(bytes([number]) * size for number in range(depth)))
-    buffers = [mmap.mmap(-1, size) for _ in range(depth)]
+    buffers = direct_buffers(size, depth)
     handle = os.open(path, os.O_RDONLY)
     try:
         assert read_requests(handle, buffers, [number * size for number in range(depth)] * 2)
@@ -79,6 +79,6 @@ def test_a_read_past_the_end_fails(tmp_path):
     handle = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="Input/output error"):
-            read_requests(handle, [mmap.mmap(-1, 4096)], [0, 4096])
+            read_requests(handle, direct_buffers(4096, 1), [0, 4096])
     finally:
         os.close(handle)

@@ -44,10 +44,10 @@ _STRETCHES = (4.0, 2.0, 0.5)
 """From the best square on, each side in turn is made so many times as long: long inner sides suit some processors."""
 _SEARCHED = (DType.FLOAT32, DType.BFLOAT16)
 _MOST_BYTES = 256 * MIB
-_CLOSE, _FINALISTS = 0.9, 3
+_CLOSE, _FINALISTS = 0.9, 4
 """So many of the shapes that a first trial puts within this share of the best are measured."""
-_SHORT_TRIALS = 4
-"""Least of so many calls where a call is short: what disturbs a trial only slows it."""
+_SHORT_TRIALS = 6
+"""Median of so many more calls where a call is short: the fastest call of a shape says little of what it sustains."""
 _LAUNCHES = 200
 
 Case = tuple[float, Callable[[], object]]
@@ -131,7 +131,7 @@ def _tiny_s(bench: Bench, lane: Lane, dtype: DType) -> float | None:
 def _fastest(bench: Bench, lane: Lane, kind: tuple[DType, int], budget_s: float) -> list[Shape]:
     """Try squares as long as one takes no longer than a repeat may, then stretch the sides of the best one by one.
 
-    The search ends when its time is spent.
+    The search ends when stretching finds nothing faster, or its time is spent.
     """
     end_s = time.perf_counter() + budget_s
     tried: dict[Shape, float] = {}
@@ -139,22 +139,34 @@ def _fastest(bench: Bench, lane: Lane, kind: tuple[DType, int], budget_s: float)
         if tried and not _fits(bench, lane, (size,) * 3, tried):
             break
         _try(bench, lane, kind, (size, size, size), tried)
-    for side, factor in () if bench.quick else pairs((_INNER, _COLUMNS, _ROWS), _STRETCHES):
-        if factor == _STRETCHES[0]:
-            best = max(tried, key=lambda shape: tried[shape])
-        rows, inner, columns = (int(old * factor) if at == side else old for at, old in enumerate(best))
-        if time.perf_counter() < end_s and _fits(bench, lane, (rows, inner, columns), tried):
-            _try(bench, lane, kind, (rows, inner, columns), tried)
+    stretched_from: Shape | None = None
+    while not bench.quick and stretched_from != (best := _best(tried)):
+        stretched_from = best
+        for side, factor in pairs((_INNER, _COLUMNS, _ROWS), _STRETCHES):
+            if factor == _STRETCHES[0]:
+                best = _best(tried)
+            shape = _stretched(best, side, factor)
+            if shape not in tried and time.perf_counter() < end_s and _fits(bench, lane, shape, tried):
+                _try(bench, lane, kind, shape, tried)
     top = max(tried.values())
     close = sorted((shape for shape in tried if tried[shape] >= _CLOSE * top), key=lambda shape: -tried[shape])
     return close[: 1 if bench.quick else _FINALISTS]
+
+
+def _best(tried: Mapping[Shape, float]) -> Shape:
+    return max(tried, key=lambda shape: tried[shape])
+
+
+def _stretched(shape: Shape, side: int, factor: float) -> Shape:
+    rows, inner, columns = (int(old * factor) if at == side else old for at, old in enumerate(shape))
+    return rows, inner, columns
 
 
 def _try(bench: Bench, lane: Lane, kind: tuple[DType, int], shape: Shape, tried: dict[Shape, float]) -> None:
     flop, work = product(bench, lane, kind[0], shape, kind[1])
     once_s = bench.seconds(lane, work)
     if once_s < bench.case_s / 4:
-        once_s = min(once_s, *(bench.seconds(lane, work) for _ in range(_SHORT_TRIALS)))
+        once_s = statistics.median([once_s, *(bench.seconds(lane, work) for _ in range(_SHORT_TRIALS))])
     tried[shape] = flop / once_s
 
 

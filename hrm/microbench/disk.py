@@ -8,9 +8,9 @@ it can be, for between two small reads the interpreter takes longer than the dis
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import random
+import statistics
 import tempfile
 import threading
 import time
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from hrm.device.direct_memory import direct_memory
+from hrm.device.direct_memory import REQUESTS, direct_buffers, direct_memory
 from hrm.errors import DeviceError
 from hrm.microbench.bench import Bench, Samples
 from hrm.microbench.measure import measure, warm_up
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 REQUEST_BYTES = (MIB // 8, MIB, 4 * MIB, 16 * MIB)
-DEPTHS = (1, 4, 16)
+DEPTHS = (1, REQUESTS, 16)
 _FILE_BYTES, _LEAST_BYTES = GIB, 64 * MIB
 _ROUNDS_QUICK, _ROUNDS_A_VISIT = 5, 3
 _FREE_SHARE = 4
@@ -61,6 +61,12 @@ class DiskSamples:
     free_bytes: int
     file_bytes: int
     file_system: str
+
+    @property
+    def best_request(self) -> str:
+        """The fastest way of reading among those with as many requests in flight as the executor has."""
+        names = [name for name in self.bytes_per_s if name.endswith(f"_x{REQUESTS}")]
+        return max(names, key=lambda name: statistics.median(self.bytes_per_s[name]))
 
 
 def request_name(num_bytes: int, depth: int) -> str:
@@ -179,7 +185,7 @@ class DirectReader:
 
     def rates(self, bench: Bench) -> dict[str, Samples]:
         """Measure bytes/s by request, one after the other in each round."""
-        requests = [(REQUEST_BYTES[-1], DEPTHS[-1])] if bench.quick else itertools.product(REQUEST_BYTES, DEPTHS)
+        requests = [(REQUEST_BYTES[-1], REQUESTS)] if bench.quick else itertools.product(REQUEST_BYTES, DEPTHS)
         amounts = {request_name(size, depth): self.repeat(bench, size, depth) for size, depth in requests}
         timed = {name: work for name, (_, work) in amounts.items()}
         warm_up(timed)
@@ -189,13 +195,13 @@ class DirectReader:
 
     def repeat(self, bench: Bench, size: int, depth: int) -> tuple[int, Callable[[], float]]:
         """Choose how many requests a repeat makes; return their bytes and the repeat, which returns its seconds."""
-        buffers = [direct_memory(size) for _ in range(depth)]
+        buffers = direct_buffers(size, depth)
         count = max(2 * depth, 2 * _WRITE_BYTES // size)
         pilot_s = self.read(buffers, count)
         count = max(depth, int(count * bench.case_s / pilot_s))
         return count * size, lambda: self.read(buffers, count)
 
-    def read(self, buffers: list[mmap.mmap], count: int) -> float:
+    def read(self, buffers: list[memoryview], count: int) -> float:
         """Make `count` requests, as many at a time as there are buffers, and return the seconds."""
         size = len(buffers[0])
         places = self._next.setdefault(size, itertools.cycle(range(0, self._file_bytes, size)))
@@ -213,7 +219,7 @@ class DirectReader:
         return time.perf_counter() - begun_s
 
 
-def _read_in_threads(handle: int, buffers: list[mmap.mmap], offsets: list[int]) -> None:
+def _read_in_threads(handle: int, buffers: list[memoryview], offsets: list[int]) -> None:
     """Do without the compiled reader: small requests, many in flight, then come out about a tenth slower."""
     failed: list[OSError] = []
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -32,15 +35,20 @@ _FOREIGN_SHARE = 0.15
 """Share of one core that other processes may use during a round before it counts as contaminated."""
 _CLOCK_TICKS_S = 0.03
 """What the kernel's CPU accounting, in ticks of 10 ms per core, may be off by."""
+_TASKS = Path("/proc/self/task")
 
 
 @record
 class CpuUse:
-    """A round's wall time, and the CPU time that this process and others used meanwhile on its cores."""
+    """A round's wall time, and the CPU time that this process and others used meanwhile on its cores.
+
+    `waited_s` is how long threads of this process were ready to run and had no core.
+    """
 
     wall_s: float
     own_s: float
     foreign_s: float
+    waited_s: float = 0.0
     clean: bool = True
 
 
@@ -52,6 +60,7 @@ class CpuWatch:
         self._begun_s = time.perf_counter()
         self._own_s = time.process_time()
         self._busy_s = self._busy_so_far_s()
+        self._waited_s = _waited_so_far_s()
 
     def _busy_so_far_s(self) -> float:
         per_core = psutil.cpu_times(percpu=True)
@@ -67,12 +76,27 @@ class CpuWatch:
         """Return the times since the beginning; the foreign one to a few ticks of the kernel's clock."""
         own_s = time.process_time() - self._own_s
         foreign_s = self._busy_so_far_s() - self._busy_s - own_s
-        return CpuUse(wall_s=time.perf_counter() - self._begun_s, own_s=own_s, foreign_s=max(0.0, foreign_s))
+        wall_s = time.perf_counter() - self._begun_s
+        waited_s = _waited_so_far_s() - self._waited_s
+        return CpuUse(wall_s=wall_s, own_s=own_s, foreign_s=max(0.0, foreign_s), waited_s=max(0.0, waited_s))
 
     def contaminated(self) -> bool:
-        """Whether others used enough CPU time to disturb what was timed meanwhile."""
+        """Whether others used enough CPU time to disturb what was timed meanwhile.
+
+        The foreign time of a short round may come from the clock's ticks alone: then threads must have waited as well.
+        """
         use = self.use()
-        return use.foreign_s > max(_FOREIGN_SHARE * use.wall_s, _CLOCK_TICKS_S)
+        limit_s = _FOREIGN_SHARE * use.wall_s
+        return use.foreign_s > max(limit_s, _CLOCK_TICKS_S) or min(use.foreign_s, use.waited_s) > limit_s
+
+
+def _waited_so_far_s() -> float:
+    """Return how long this process's threads have been ready to run without a core; 0 where the system does not say."""
+    waited_ns = 0
+    for task in _TASKS.glob("*/schedstat"):
+        with suppress(OSError, IndexError, ValueError):  # a thread that has ended, a kernel without the figures
+            waited_ns += int(task.read_text().split()[1])
+    return waited_ns / 1e9
 
 
 def on_lane(backend: Backend, lane: Lane, work: Callable[[], object]) -> Timed:
@@ -115,7 +139,7 @@ def clean_rounds(
         (dirty if is_dirty else clean).append(result)
         if log is not None:
             use = watch.use()
-            log(result, CpuUse(wall_s=use.wall_s, own_s=use.own_s, foreign_s=use.foreign_s, clean=not is_dirty))
+            log(result, replace(use, clean=not is_dirty))
         if len(clean) >= MIN_ROUNDS and settled is not None and settled(clean):
             break
         if len(clean) + len(dirty) >= MIN_ROUNDS and time.perf_counter() >= deadline_s:

@@ -9,7 +9,6 @@ releases the interpreter lock, so threads of Python can work side by side.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 from collections.abc import Sequence
 from enum import IntEnum
@@ -98,7 +97,7 @@ def stream(kind: Stream, buffers: tuple[torch.Tensor, ...], passes: int) -> None
     library.hrm_stream(int(kind), target.data_ptr(), sources[0].data_ptr(), sources[-1].data_ptr(), length, passes)
 
 
-def read_requests(handle: int, buffers: Sequence[mmap.mmap], offsets: Sequence[int]) -> bool:
+def read_requests(handle: int, buffers: Sequence[memoryview], offsets: Sequence[int]) -> bool:
     """Fill a buffer from each of `offsets`, as many requests at a time as there are buffers of one length.
 
     Returns False, with nothing read, where there is no compiled reader.
