@@ -181,7 +181,8 @@ class Bench:
         room = limit_bytes - found["libraries_bytes"] - UNPLANNED_BYTES
         return solve(self._problem(room, sequences, found["disk_bytes_per_s"]))
 
-    def _problem(self, limit_bytes: int, sequences: int, disk_bytes_per_s: float) -> Problem:
+    def _problem(self, room_bytes: int, sequences: int, disk_bytes_per_s: float) -> Problem:
+        """Pose the planning of so many sequences with so much memory beside the libraries."""
         return Problem(
             model=self.model,
             hardware=_with_disk(self.profile, disk_bytes_per_s),
@@ -189,7 +190,7 @@ class Bench:
             weight_dtype=DType.BFLOAT16,
             kv_dtype=DType.BFLOAT16,
             schedules=(ScheduleName.HOST,),
-            ram_limit_bytes=limit_bytes,
+            ram_limit_bytes=room_bytes,
         )
 
     def _between_looks(
@@ -262,10 +263,14 @@ def _workload(sequences: int) -> Workload:
 
 
 def _with_disk(profile: HardwareProfile, bytes_per_s: float) -> HardwareProfile:
-    """Return the machine with a disk that reads so fast, whatever its profile says."""
+    """Return the machine with a disk that reads so fast, whatever its profile says, and its libraries left out.
+
+    What they hold is measured by itself, before each plan.
+    """
     rate = Rate(measured=Measurement(median=bytes_per_s, iqr=0.0, count=3))
     disk = Level(
         description="the disk of the work folder", capacity_bytes=1 << 40, usable_bytes=1 << 40, read_bytes_per_s=rate
     )
     link = Link(source="disk", target="cpu", bytes_per_s=rate, latency_s=0.0)
-    return replace(profile, levels=profile.levels | {"disk": disk}, links=profile.links | {"disk": link})
+    levels = {"cpu": replace(profile.levels["cpu"], runtime_bytes=0), "disk": disk}
+    return replace(profile, levels=profile.levels | levels, links=profile.links | {"disk": link})

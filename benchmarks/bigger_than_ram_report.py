@@ -56,7 +56,7 @@ def show_rounds(name: str, found: dict[str, Any]) -> None:
         times = [one["ours"]["tokens_per_s"] / one[tool]["tokens_per_s"] for one in both]
         beside = f", ours is {_spread(times)} times" if times and tool != "ours" else ""
         print(f"  {tool:11} {_spread(runs)} tokens/s{beside}{''.join(f'; {error}' for error in errors)}")
-    ours = [one["ours"] for one in rounds if "predicted" in one.get("ours", {})]
+    ours = [one["ours"] for one in rounds if one.get("ours", {}).get("tokens_per_s")]
     for fidelity in ("roof", "ceiling", "simulated"):
         if shares := [run["tokens_per_s"] / run["predicted"][fidelity]["tokens_per_s"] for run in ours]:
             print(f"  measured / {fidelity}: {_spread(shares, 3)}")
