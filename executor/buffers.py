@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from executor.linear import is_native
+from executor.experts import sums_dtype
 from executor.memory import Allocate, main_device, main_memory, pinned_memory, torch_dtype
 from executor.wave import MicroBatch, Wave
 from hrm.device.backend import Backend
@@ -120,8 +120,7 @@ class DiskFlight:
     def __init__(self, policy: Policy, model: ModelSpec, num_tokens: int, backend: Backend) -> None:
         allocate, dtype = main_memory(policy, backend), torch_dtype(policy.weight_dtype)
         self.routed = RoutedFlight(policy, model, num_tokens, allocate)
-        wide = dtype if is_native(dtype, "cpu") else torch.float32
-        self.sums = allocate((num_tokens, model.hidden_size), wide).zero_()
+        self.sums = allocate((num_tokens, model.hidden_size), sums_dtype(model, dtype)).zero_()
 
 
 class WaveBuffers:

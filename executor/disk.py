@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from executor import native
 from executor.direct import Reading, aligned_memory, finish
 from executor.expert_file import open_expert_file
-from executor.experts import ExpertForm, assignments, feed_forward
+from executor.experts import PLAIN, ExpertForm, add_compiled, assignments, feed_forward
+from executor.linear import suits_compiled
 from executor.memory import torch_dtype
 from hrm.model import ModelSpec
 from hrm.policy import Policy
@@ -97,6 +100,8 @@ class DiskTasks:
 
     def __init__(self, state: WaveState) -> None:
         self.state = state
+        self._form = ExpertForm.of(state.model)
+        self._chosen = torch.empty(0, dtype=torch.int64)
         self._assigned: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def read(self, step: Step) -> None:
@@ -106,28 +111,40 @@ class DiskTasks:
 
     def kept(self, step: Step) -> None:
         """Add the outputs of the experts in memory to the sums."""
-        for expert, weights in enumerate(self.state.experts.on_cpu(step.task.layer)):
-            self._add(step, expert, weights)
+        self._add(step, 0, self.state.experts.on_cpu(step.task.layer))
 
     def compute(self, step: Step) -> None:
         """Add an expert's output to the sums; with the layer's last one, add these to the hidden states."""
         state, disk, part = self.state, self.state.disk, step.task.part
         assert disk is not None
-        self._add(step, disk.kept + part, disk.expert())
+        self._add(step, disk.kept + part, [disk.expert()])
         disk.used()
         if part == state.policy.disk_experts - 1:
             hidden = state.all_hidden(step)
             hidden.add_(state.buffers.disk.sums[: len(hidden)])
 
-    def _add(self, step: Step, expert: int, weights: torch.Tensor) -> None:
-        """Add an expert's output; who goes to which one is worked out at the first expert of a layer."""
+    def _add(self, step: Step, first: int, experts: Sequence[torch.Tensor]) -> None:
+        """Add the outputs of experts number `first` and following to the sums, in the order of their numbers."""
         flight, tokens = self.state.buffers.disk, len(self.state.all_hidden(step))
         shares, chosen, normed = flight.routed.parts(tokens)
-        if expert == 0:
+        sums, compiled = flight.sums[:tokens], self._form == PLAIN and suits_compiled(experts[0])
+        if first == 0:
+            self._find(shares, chosen, compiled)
+        if compiled:
+            routed = (torch.split(one, ROWS_AT_A_TIME) for one in (normed, self._chosen, shares, sums))
+            for some, numbers, parts, total in zip(*routed, strict=True):
+                add_compiled(native.Experts(some, numbers, parts, experts, first), total, self.state.workspace)
+            return
+        for expert, weights in enumerate(experts, start=first):
+            if (mine := self._assigned.get(expert)) is not None:
+                self._add_rows(normed, mine, weights, sums)
+
+    def _find(self, shares: torch.Tensor, chosen: torch.Tensor, compiled: bool) -> None:
+        """Work out, once a layer, who goes to which expert."""
+        self._chosen = chosen.to(torch.int64)
+        if not compiled:
             found = assignments(shares, chosen, self.state.model.num_experts)
             self._assigned = {number: (rows, parts) for number, rows, parts in found}
-        if (mine := self._assigned.get(expert)) is not None:
-            self._add_rows(normed, mine, weights, flight.sums[:tokens])
 
     def _add_rows(
         self,
@@ -137,7 +154,7 @@ class DiskTasks:
         sums: torch.Tensor,
     ) -> None:
         """Add an expert's output for its tokens of `normed` [all tokens, hidden], times their shares, to `sums`."""
-        workspace, form = self.state.workspace, ExpertForm.of(self.state.model)
+        workspace, form = self.state.workspace, self._form
         for rows, part in zip(*(torch.split(one, ROWS_AT_A_TIME) for one in mine), strict=True):
             with workspace.frame():
                 gathered = workspace.take((len(rows), normed.shape[1]), normed.dtype)
