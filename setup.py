@@ -17,6 +17,7 @@ setup(
                     "bfloat16_dot",
                     "common",
                     "products_avx2",
+                    "products_dot",
                     "products_kernel",
                     "vectors",
                 )

@@ -1,9 +1,10 @@
 """How close an expert's FFN on the CPU comes to its roofs, by tokens per expert, with the roofs measured beside it.
 
 Rounds alternate the DRAM read roof (a sum over a tensor far larger than any cache), the GEMM roof (the best of a matrix
-library's float32 products), the executor's experts and the same FFN by `F.linear`, over experts that no cache holds.
-Each round gives the share reached of min(GEMM roof, intensity x read roof); the median is printed with the smallest and
-the largest. The intensity counts an expert's weights once, and nothing else.
+library's products, of float32 or of bfloat16, whichever are faster here), the executor's experts and the same FFN by
+`F.linear`, over experts that no cache holds. Each round gives the share reached of min(GEMM roof, intensity x read
+roof); the median is printed with the smallest and the largest. The intensity counts an expert's weights once, and
+nothing else.
 
     python benchmarks/expert_ffn.py [--tokens 1 8 64] [--threads 1 2] [--rounds 5] [--dtype float32]
 """
@@ -23,6 +24,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from executor import native
 from executor.experts import weighted_sum
+from executor.linear import is_native
 from executor.workspace import host_workspace
 from hrm.workspace import experts_workspace_bytes
 
@@ -73,21 +75,30 @@ def main() -> None:
 
 def measure(experts: list[torch.Tensor], tokens: int, num_rounds: int) -> list[Round]:
     """Alternate both roofs, the executor and the library; what runs first is warmed up."""
-    stream, square = torch.ones(ROOF_BYTES // 4), torch.ones(1024, 1024)
+    stream, squares = torch.ones(ROOF_BYTES // 4), gemm_operands()
     ours, library = executor_ffn(experts, tokens), library_ffn(experts, tokens)
-    for work in (stream.sum, lambda: square @ square, ours, library):
+    for work in (stream.sum, ours, library):
         work()
     flop = tokens * FLOP_PER_TOKEN
     return [
         Round(
             read_bytes_per_s=ROOF_BYTES / seconds(stream.sum),
-            gemm_flop_per_s=max(gemm_flop_per_s(square[:rows], square) for rows in GEMM_ROWS),
+            gemm_flop_per_s=max(gemm_flop_per_s(square[:rows], square) for square in squares for rows in GEMM_ROWS),
             ours_flop_per_s=flop / seconds(ours),
             library_flop_per_s=flop / seconds(library),
             intensity_flop_per_byte=flop / experts[0].nbytes,
         )
         for _ in range(num_rounds)
     ]
+
+
+def gemm_operands() -> list[torch.Tensor]:
+    """Return the matrices of the GEMM roof, warmed up: no bfloat16 where they would take ten times as long."""
+    square = torch.ones(1024, 1024)
+    squares = [square, square.to(torch.bfloat16)] if is_native(torch.bfloat16, "cpu") else [square]
+    for each in squares:
+        each @ each
+    return squares
 
 
 def gemm_flop_per_s(left: torch.Tensor, right: torch.Tensor) -> float:

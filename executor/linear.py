@@ -1,17 +1,17 @@
 """Matrix products by what the processor can do: compiled ones, else a library's, widened where that is faster.
 
-A CPU without bfloat16 dot products multiplies bfloat16 matrices some ten times slower than float32 ones, and float16
-ones some hundred times slower. The compiled kernels widen weights to float32 as they read them. Without them, and for
-float16, the weights are widened piece by piece, each piece small enough to stay in the cache between the widening and
-the product.
+A compiled product reads bfloat16 weights as they lie, once for all rows, and gives a row the same bits whatever other
+rows share it; a library's does not, for it chooses its kernel, and with it the order of sums, by the number of rows.
 
-A compiled product gives a row the same bits whatever other rows share it; a library's does not, for it chooses its
-kernel, and with it the order of the sums, by the number of rows.
+Without compiled kernels, and for float16, a CPU without products of a format multiplies such matrices some ten to
+hundred times slower than float32 ones: there the weights are widened piece by piece, each piece small enough to stay in
+the cache between the widening and the product.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -29,6 +29,12 @@ NARROW_ROWS = 1
 weights' bytes decide, above them the arithmetic."""
 
 
+_PROBE_SIDE = 192
+FAR_FASTER = 2.0
+"""How many times as fast as the compiled kernels a library's bfloat16 products must be to serve instead. With matrix
+units (AMX) they are; with dot products of vectors they are 1.1 times as fast for many rows, and slower for few."""
+
+
 @cache
 def is_native(dtype: torch.dtype, device_type: str) -> bool:
     """Whether the processor multiplies matrices of `dtype` at least half as fast as float32 ones; probed once.
@@ -37,21 +43,42 @@ def is_native(dtype: torch.dtype, device_type: str) -> bool:
     """
     if dtype == torch.float32 or device_type != "cpu":
         return True
+    return _on_one_thread(lambda: _probe_s(_library_product(dtype)) <= 2 * _probe_s(_library_product(torch.float32)))
+
+
+@cache
+def _library_is_far_faster() -> bool:
+    """Whether to leave bfloat16 products to the library although there are compiled ones; probed once."""
+    library, compiled = _library_product(torch.bfloat16), _compiled_product()
+    return _on_one_thread(lambda: FAR_FASTER * _probe_s(library) <= _probe_s(compiled))
+
+
+def _on_one_thread(decide: Callable[[], bool]) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _probe_s(dtype) <= 2 * _probe_s(torch.float32)
+        return decide()
     finally:
         torch.set_num_threads(threads)
 
 
-def _probe_s(dtype: torch.dtype) -> float:
+def _library_product(dtype: torch.dtype) -> Callable[[], object]:
+    left, right = (torch.ones(_PROBE_SIDE, _PROBE_SIDE, dtype=dtype) for _ in range(2))
+    return lambda: torch.mm(left, right)
+
+
+def _compiled_product() -> Callable[[], object]:
+    x, weight, out = (torch.ones(_PROBE_SIDE, _PROBE_SIDE, dtype=torch.bfloat16) for _ in range(3))
+    memory = torch.empty(_PROBE_SIDE * native.packed_bytes(_PROBE_SIDE), dtype=torch.uint8)
+    return lambda: native.linear(x, weight, out, memory, 1)
+
+
+def _probe_s(product: Callable[[], object]) -> float:
     """Time a product on this thread alone, by the processor's time: whatever else runs must not decide."""
-    left, right = (torch.ones(192, 192, dtype=dtype) for _ in range(2))
     fastest_s = float("inf")
     for _ in range(4):
         begun_s = time.thread_time()
-        torch.mm(left, right)
+        product()
         fastest_s = min(fastest_s, time.thread_time() - begun_s)
     return fastest_s
 
@@ -59,14 +86,13 @@ def _probe_s(dtype: torch.dtype) -> float:
 def suits_compiled(weight: torch.Tensor) -> bool:
     """Whether the compiled kernels multiply with such a weight: the one place where that is decided.
 
-    They do for bfloat16 weights on CPUs without native support. One Zen 3 core, experts of 1024 x 3584: 13, 41, 55 and
-    79 GFLOP/s at 1, 4, 16 and 128 rows (`benchmarks/expert_ffn.py`), where a library reaches 9 to 10 in bfloat16,
-    and 75 to 90 in float32 before any widening. With native support, and for many rows in float32, the library is the
-    faster one.
+    They do for bfloat16 weights in host memory. Experts of 1024 x 3584 on one core (`benchmarks/expert_ffn.py`): on a
+    Zen 5 with bfloat16 dot products 30, 107, 310 and 440 GFLOP/s at 1, 4, 16 and 128 rows, where the library reaches
+    15, 61, 166 and 387; on a Zen 3 without 13, 41, 55 and 79, where it reaches 9 to 10.
     """
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not native.available():
         return False
-    return not is_native(weight.dtype, "cpu")
+    return not _library_is_far_faster()
 
 
 def operand(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace) -> torch.Tensor:

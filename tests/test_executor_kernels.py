@@ -8,6 +8,7 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralSparseMoeBlock
 
 from executor import linear as linear_module
+from executor import native
 from executor.attention import AttentionForm, append_kv, decode_attention, prefill_attention
 from executor.experts import weighted_sum
 from executor.kernels import kernel_probes
@@ -64,7 +65,7 @@ def test_whether_a_processor_has_a_formats_products_is_asked_on_one_thread_by_it
     # Two threads on a busy machine wait for each other: both formats then take as long as the scheduler's turns.
     threads = []
 
-    def probe_s(_: torch.dtype) -> float:
+    def probe_s(_: object) -> float:
         threads.append(torch.get_num_threads())
         return 1.0
 
@@ -78,6 +79,16 @@ def test_whether_a_processor_has_a_formats_products_is_asked_on_one_thread_by_it
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiled kernel here (python setup.py build_ext --inplace)")
+@pytest.mark.parametrize(("library_s", "compiled_serve"), [(1.0, True), (0.6, True), (0.2, False)])
+def test_bfloat16_products_are_a_librarys_only_where_it_is_far_faster(monkeypatch, library_s, compiled_serve):
+    seconds = iter([library_s, 1.0])
+    monkeypatch.setattr(linear_module, "_probe_s", lambda _: next(seconds))
+    monkeypatch.setattr(linear_module, "_library_is_far_faster", linear_module._library_is_far_faster.__wrapped__)
+
+    assert suits_compiled(torch.zeros(1, dtype=torch.bfloat16)) == compiled_serve
 
 
 @pytest.mark.skipif(

@@ -63,6 +63,8 @@ struct Kernels {
     void (*multiply)(const Job&, const void* const*, int, float*);
     void (*pack)(const void*, int64_t, bool, int64_t, void*);
     void (*activate)(float*, const float*, int64_t, int, void* const*, int);
+    void (*add_share)(const float*, float, int, float*);
+    void (*write_row)(const float*, int, bool, void*, int64_t);
 };
 
 #if defined(__x86_64__)
@@ -116,9 +118,10 @@ int64_t packed_bytes(int64_t inputs) {
     return (inputs + kWidestUnit - 1) / kWidestUnit * kWidestUnit * 4 + kLineBytes;
 }
 
+// Sums are [row][kMaxOutputs]; a vector's width more, for the last row's may be added to as a whole vector.
 struct Sums {
-    alignas(kLineBytes) float first[kMaxOutputs * kMaxRows];
-    alignas(kLineBytes) float second[kMaxOutputs * kMaxRows];
+    alignas(kLineBytes) float first[kMaxOutputs * kMaxRows + kWidestUnit];
+    alignas(kLineBytes) float second[kMaxOutputs * kMaxRows + kWidestUnit];
     alignas(kLineBytes) char copy[kMaxOutputs * kMaxDepthBytes];
 };
 
@@ -126,6 +129,12 @@ struct Sums {
 Sums& own_sums() {
     thread_local const std::unique_ptr<Sums> sums = std::make_unique<Sums>();
     return *sums;
+}
+
+// Writes the products of a group of outputs to sums [row][kMaxOutputs].
+void multiply(const Kernels& kernels, const Job& job, const void* const* x, int rows, float* sums) {
+    std::memset(sums, 0, sizeof(float) * kMaxOutputs * rows);
+    kernels.multiply(job, x, rows, sums);
 }
 
 // Shares items 0 ... num_items - 1 out over threads, one at a time.
@@ -246,9 +255,9 @@ class Mixture {
         const int outputs = static_cast<int>(std::min<int64_t>(step, job_.intermediate - first));
         const char* weights = at(job_.experts[segment.expert], first * job_.hidden * element_bytes_);
         Sums& mine = own_sums();
-        kernels_.multiply({weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.first);
+        multiply(kernels_, {weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.first);
         weights += job_.intermediate * job_.hidden * element_bytes_;
-        kernels_.multiply({weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.second);
+        multiply(kernels_, {weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.second);
         kernels_.activate(mine.first, mine.second, first, outputs, results, segment.count);
     }
 
@@ -261,12 +270,10 @@ class Mixture {
             for (int r = 0; r < segment.count; ++r) x[r] = row(segment.first + r);
             const int64_t before = (2 * job_.hidden + first) * job_.intermediate;
             const char* weights = at(job_.experts[segment.expert], before * element_bytes_);
-            kernels_.multiply({weights, job_.intermediate, outputs, mine.copy}, x, segment.count, mine.second);
-            for (int r = 0; r < segment.count; ++r) {
-                float* out = job_.out + tokens_[segment.first + r] * job_.hidden + first;
-                const float share = shares_[segment.first + r];
-                for (int n = 0; n < outputs; ++n) out[n] += share * mine.second[n * kMaxRows + r];
-            }
+            multiply(kernels_, {weights, job_.intermediate, outputs, mine.copy}, x, segment.count, mine.second);
+            for (int r = 0; r < segment.count; ++r)
+                kernels_.add_share(mine.second + r * kMaxOutputs, shares_[segment.first + r], outputs,
+                                   job_.out + tokens_[segment.first + r] * job_.hidden + first);
         }
     }
 
@@ -302,10 +309,10 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
         for (int r = 0; r < rows; ++r) x[r] = at(job->memory, (first_row + r) * row_bytes);
         Sums& mine = own_sums();
         const char* weights = at(job->weights, first * job->inputs * element_bytes);
-        kernels.multiply({weights, job->inputs, outputs, mine.copy}, x, rows, mine.second);
+        multiply(kernels, {weights, job->inputs, outputs, mine.copy}, x, rows, mine.second);
         for (int r = 0; r < rows; ++r)
-            for (int n = 0; n < outputs; ++n)
-                write(job->out, (first_row + r) * job->outputs + first + n, job->x_is_bfloat16, mine.second[n * kMaxRows + r]);
+            kernels.write_row(mine.second + r * kMaxOutputs, outputs, job->x_is_bfloat16, job->out,
+                              (first_row + r) * job->outputs + first);
     });
 }
 

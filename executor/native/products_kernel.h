@@ -7,6 +7,7 @@
 // registers; bfloat16 are widened there as they are used, and the rows of the next tile are requested meanwhile. Each sum
 // is a vector whose lanes are added up at the end of a block: along the inputs weights are contiguous as they lie, so
 // no layout but the published one is needed. Every tile adds in the same order, so it does not matter which one a row is in.
+// Where the processor multiplies pairs of bfloat16 itself, products_dot.h does all that without widening.
 
 namespace HRM_NAMESPACE {
 
@@ -102,51 +103,14 @@ struct Widened {
     using Operand = float;
     static int slot(int element) { return Weights::slot(element); }
     static Operand operand(float value) { return value; }
-    static float wide(Element value) { return read(&value, 0, sizeof(Element) == 2); }
-    static float wide_operand(Operand value) { return value; }
+    // Puts `count` numbers from number `first` on into a packed row.
+    HRM_TARGET static void put(const float* values, int count, int64_t first, float* row) {
+        for (int64_t at = first; at < first + count; ++at)
+            row[at / kUnit * kUnit + slot(static_cast<int>(at % kUnit))] = values[at - first];
+    }
     template <int kRows>
     using Tile = WideTile<Element, kRows>;
 };
-
-#ifdef HRM_BF16_DOT
-template <int kRows>
-struct DotTile {
-    static constexpr int kWeights = weights_in_tile(kRows);
-
-    HRM_TARGET static void multiply(const uint16_t* const* weights, const uint16_t* const* next,
-                                    const uint16_t* const* x, int elements, Vec* sums) {
-#pragma GCC unroll 32
-        for (int i = 0; i < kWeights * kRows; ++i) sums[i] = Vec{};
-        for (int at = 0; at < elements; at += kUnit) {
-            __m512i w[kWeights];
-#pragma GCC unroll 8
-            for (int n = 0; n < kWeights; ++n) {
-                __builtin_prefetch(next[n] + at);
-                w[n] = _mm512_loadu_si512(weights[n] + at);
-            }
-#pragma GCC unroll 4
-            for (int r = 0; r < kRows; ++r) {
-                const __m512i row = _mm512_loadu_si512(x[r] + at);
-#pragma GCC unroll 8
-                for (int n = 0; n < kWeights; ++n)
-                    sums[n * kRows + r] = _mm512_dpbf16_ps(sums[n * kRows + r], (__m512bh)w[n], (__m512bh)row);
-            }
-        }
-    }
-};
-
-// Both operands bfloat16, sums float32.
-struct Dot {
-    using Element = uint16_t;
-    using Operand = uint16_t;
-    static int slot(int element) { return element; }
-    static Operand operand(float value) { return bfloat16_of(value); }
-    static float wide(Element value) { return read(&value, 0, true); }
-    static float wide_operand(Operand value) { return wide(value); }
-    template <int kRows>
-    using Tile = DotTile<kRows>;
-};
-#endif
 
 // A block of weights: `count` rows `stride` apart, for `elements` inputs from `at` on. `next` is what the last tile
 // requests, of rows `next_stride` apart: some of the block that comes after.
@@ -159,7 +123,7 @@ struct Block {
     int elements;
 };
 
-// sums[weight][row] += products, for kRows rows.
+// sums[row][weight] += products, for kRows rows.
 template <class Tile, int kRows, class Element, class Operand>
 HRM_TARGET void add_rows(const Block<Element>& block, const Operand* const* x, float* sums) {
     constexpr int kWeights = Tile::kWeights, kVectors = (kWeights * kRows + W - 1) / W * W;
@@ -179,8 +143,13 @@ HRM_TARGET void add_rows(const Block<Element>& block, const Operand* const* x, f
         Tile::multiply(weights, next, own, block.elements, acc);
 #if HRM_WIDTH == 8
         if (kRows == 4) {
-            for (int t = 0; t < valid; ++t)
-                *reinterpret_cast<__m128*>(sums + (n + t) * kMaxRows) += sum_four(acc + t * kRows);
+            __m128 of[4] = {};
+            for (int t = 0; t < valid; ++t) of[t] = sum_four(acc + t * kRows);
+            _MM_TRANSPOSE4_PS(of[0], of[1], of[2], of[3]);
+            for (int r = 0; r < kRows; ++r) {
+                float* to = sums + r * kMaxOutputs + n;
+                _mm_storeu_ps(to, _mm_loadu_ps(to) + of[r]);
+            }
             continue;
         }
 #endif
@@ -188,8 +157,8 @@ HRM_TARGET void add_rows(const Block<Element>& block, const Operand* const* x, f
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors / W; ++i) products[i] = sum_each(acc + i * W);
         const float* product = reinterpret_cast<const float*>(products);
-        for (int t = 0; t < valid; ++t)
-            for (int r = 0; r < kRows; ++r) sums[(n + t) * kMaxRows + r] += product[t * kRows + r];
+        for (int r = 0; r < kRows; ++r)
+            for (int t = 0; t < valid; ++t) sums[r * kMaxOutputs + n + t] += product[t * kRows + r];
     }
 }
 
@@ -199,33 +168,37 @@ HRM_TARGET void add_block(Block<typename Format::Element> block, const typename 
                           float* sums) {
     int m = 0;
     for (; m + 4 <= num_rows && num_rows - m != 5; m += 4) {
-        add_rows<typename Format::template Tile<4>, 4>(block, x + m, sums + m);
+        add_rows<typename Format::template Tile<4>, 4>(block, x + m, sums + m * kMaxOutputs);
         block.next += Format::template Tile<4>::kWeights * block.next_stride;
     }
     if (num_rows - m == 5) {
-        add_rows<typename Format::template Tile<3>, 3>(block, x + m, sums + m);
+        add_rows<typename Format::template Tile<3>, 3>(block, x + m, sums + m * kMaxOutputs);
         m += 3;
     }
     switch (num_rows - m) {
-        case 1: return add_rows<typename Format::template Tile<1>, 1>(block, x + m, sums + m);
-        case 2: return add_rows<typename Format::template Tile<2>, 2>(block, x + m, sums + m);
-        case 3: return add_rows<typename Format::template Tile<3>, 3>(block, x + m, sums + m);
+        case 1: return add_rows<typename Format::template Tile<1>, 1>(block, x + m, sums + m * kMaxOutputs);
+        case 2: return add_rows<typename Format::template Tile<2>, 2>(block, x + m, sums + m * kMaxOutputs);
+        case 3: return add_rows<typename Format::template Tile<3>, 3>(block, x + m, sums + m * kMaxOutputs);
     }
 }
 
-// sums[output][row] of a group of outputs, for packed rows x. Inputs that fill no whole unit are added one by one.
+// Inputs of a block: whole units, so that blocks are alike; which they are follows from the number of inputs alone.
+inline int64_t depth_of(int64_t inputs, int64_t element_bytes) {
+    const int64_t most = kMaxDepthBytes / element_bytes, blocks = std::max<int64_t>((inputs + most - 1) / most, 1);
+    return ((inputs + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit;
+}
+
+// Adds a group of outputs to sums[row][output], for packed rows x. Inputs that fill no whole unit are added one by one.
 template <class Format>
 HRM_TARGET void multiply(const Job& job, const void* const* packed, int num_rows, float* sums) {
     const auto* weights = static_cast<const typename Format::Element*>(job.weights);
     const auto* x = reinterpret_cast<const typename Format::Operand* const*>(packed);
-    const int64_t whole = job.inputs / kUnit * kUnit, most = kMaxDepthBytes / sizeof(*weights), blocks = (whole + most - 1) / most;
-    const int64_t depth = blocks ? ((whole + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit : 0;
-    std::memset(sums, 0, sizeof(float) * kMaxRows * job.outputs);
+    const int64_t whole = job.inputs / kUnit * kUnit, depth = depth_of(whole, sizeof *weights);
     for (int64_t at = 0; at < whole; at += depth) {
         const auto* next = weights + (at + depth < whole ? at + depth : job.inputs * job.outputs);
         const int elements = static_cast<int>(std::min(depth, whole - at));
         Block<typename Format::Element> block{weights + at, next, job.inputs, job.inputs, job.outputs, at, elements};
-        if (num_rows >= kRowsWorthACopy && blocks > 1) {
+        if (num_rows >= kRowsWorthACopy && depth < whole) {
             auto* copy = static_cast<typename Format::Element*>(job.copy);
             for (int n = 0; n < job.outputs; ++n)
                 std::memcpy(copy + n * elements, block.weights + n * block.stride, elements * sizeof *copy);
@@ -235,40 +208,52 @@ HRM_TARGET void multiply(const Job& job, const void* const* packed, int num_rows
         add_block<Format>(block, x, num_rows, sums);
     }
     for (int64_t at = whole; at < job.inputs; ++at)
-        for (int n = 0; n < job.outputs; ++n)
-            for (int r = 0; r < num_rows; ++r)
-                sums[n * kMaxRows + r] += Format::wide(weights[n * job.inputs + at]) *
-                                          Format::wide_operand(x[r][whole + Format::slot(static_cast<int>(at - whole))]);
+        for (int r = 0; r < num_rows; ++r)
+            for (int n = 0; n < job.outputs; ++n)
+                sums[r * kMaxOutputs + n] += read(weights, n * job.inputs + at, sizeof *weights == 2) *
+                                             x[r][whole + Format::slot(static_cast<int>(at - whole))];
 }
+
+#ifdef HRM_BF16_DOT
+#include "products_dot.h"
+#endif
 
 // Packs a row of x for `multiply`: elements in the order of the widened weights.
 template <class Format>
 HRM_TARGET void pack(const void* x, int64_t first, bool is_bfloat16, int64_t inputs, void* to) {
-    typename Format::Operand* packed = static_cast<typename Format::Operand*>(to);
+    auto* packed = static_cast<typename Format::Operand*>(to);
     for (int64_t unit = 0; unit < inputs; unit += kUnit)
         for (int i = 0; i < std::min<int64_t>(kUnit, inputs - unit); ++i)
             packed[unit + Format::slot(i)] = Format::operand(read(x, first + unit + i, is_bfloat16));
 }
 
-// Writes gate = silu(gate) * up into the packed rows of the next product: packed[row][first_output ...].
+// Writes silu(gate) * up into the packed rows of the next product: packed[row][first_output ...].
 template <class Format>
 HRM_TARGET void activate(float* gate, const float* up, int64_t first_output, int outputs, void* const* packed, int num_rows) {
-    const int padded = (num_rows + W - 1) / W * W;
-    for (int n = 0; n < outputs; ++n) {
-        Vec* g = reinterpret_cast<Vec*>(gate + n * kMaxRows);
-        const Vec* u = reinterpret_cast<const Vec*>(up + n * kMaxRows);
-        for (int i = 0; i < padded / W; ++i) {
-            const Vec x = g[i], small = exp2_of((x > 0.0f ? -x : x) * 1.44269504f);
-            g[i] = x * (x > 0.0f ? Vec{} + 1.0f : small) / (small + 1.0f) * u[i];
+    for (int r = 0; r < num_rows; ++r) {
+        float* values = gate + r * kMaxOutputs;
+        for (int n = 0; n < outputs; n += W) {
+            Vec& g = *reinterpret_cast<Vec*>(values + n);
+            const Vec x = g, small = exp2_of((x > 0.0f ? -x : x) * 1.44269504f);
+            g = x * (x > 0.0f ? Vec{} + 1.0f : small) / (small + 1.0f) * *reinterpret_cast<const Vec*>(up + r * kMaxOutputs + n);
         }
-        const int64_t at = (first_output + n) / kUnit * kUnit + Format::slot((first_output + n) % kUnit);
-        for (int r = 0; r < num_rows; ++r)
-            static_cast<typename Format::Operand*>(packed[r])[at] = Format::operand(gate[n * kMaxRows + r]);
+        Format::put(values, outputs, first_output, static_cast<typename Format::Operand*>(packed[r]));
     }
 }
 
+// Adds share * sums to a row.
+HRM_TARGET inline void add_share(const float* sums, float share, int outputs, float* out) {
+    for (int n = 0; n < outputs; ++n) out[n] += share * sums[n];
+}
+
+HRM_TARGET inline void write_row(const float* sums, int outputs, bool to_bfloat16, void* out, int64_t at) {
+    if (!to_bfloat16) return void(std::memcpy(static_cast<float*>(out) + at, sums, outputs * sizeof *sums));
+    uint16_t* to = static_cast<uint16_t*>(out) + at;
+    for (int n = 0; n < outputs; ++n) to[n] = bfloat16_of(sums[n]);
+}
+
 template <class Format>
-constexpr Kernels kernels{multiply<Format>, pack<Format>, activate<Format>};
+constexpr Kernels kernels{multiply<Format>, pack<Format>, activate<Format>, add_share, write_row};
 
 }  // namespace HRM_NAMESPACE
 
