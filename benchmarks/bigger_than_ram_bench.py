@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,28 +116,24 @@ class Bench:
                 print(f"  {tool:11} {run['tokens_per_s']:8.2f} tokens/s {run.get('error', '')}", flush=True)
         yield 0.0
 
-    def pairs(self, found: dict[str, Any]) -> Iterator[float]:
-        """Run ours over memory limits and numbers of sequences, most first; yields as `turns`.
+    def pairs(self, found: dict[str, Any], rounds: int) -> Iterator[float]:
+        """Run ours so often over memory limits and numbers of sequences; yields as `turns`.
 
         All of one limit keep as many experts on disk as the most sequences need: only their number changes.
         """
         self._look(found)
         rows = found.setdefault("pairs", [])
-        found["sequences"] = list(self.case.sequences)
-        for limit in self.case.limits:
-            fewest = self._most_on_disk(limit, found)
-            for sequences in self.case.sequences:
-                if any((row["limit_bytes"], row["sequences"]) == (limit, sequences) for row in rows):
-                    continue
-                yield max((row["wall_s"] for row in rows if row["sequences"] <= 2 * sequences), default=0.0)
-                policy = _with(fewest, sequences)
-                workload = _workload(sequences, self.case.swept_prompt_len)
-                run = self._between_looks("ours", limit, policy, workload, found)
-                if "error" in run:
-                    print(f"  {format_bytes(limit)}, N {sequences}: {run['error']}", flush=True)
-                    continue
+        fewest = {limit: self._most_on_disk(limit, found) for limit in self.case.limits}
+        for number, limit, sequences in product(range(rounds), self.case.limits, self.case.sequences):
+            if sum((row["limit_bytes"], row["sequences"]) == (limit, sequences) for row in rows) > number:
+                continue
+            yield max((row["wall_s"] for row in rows if row["sequences"] <= 2 * sequences), default=0.0)
+            workload = _workload(sequences, self.case.swept_prompt_len)
+            run = self._between_looks("ours", limit, _with(fewest[limit], sequences), workload, found)
+            said = run.get("error", f"{run['tokens_per_s']:.2f} tokens/s")
+            print(f"  {format_bytes(limit)}, N {sequences}: {said}", flush=True)
+            if "error" not in run:
                 rows.append(run | {"limit_bytes": limit})
-                print(f"  {format_bytes(limit)}, N {sequences}: {run['tokens_per_s']:.2f} tokens/s", flush=True)
         yield 0.0
 
     def judge(self, found: dict[str, Any]) -> None:
