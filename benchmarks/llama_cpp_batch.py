@@ -18,11 +18,15 @@ __all__ = ["Llama"]
 MAX_BATCH_TOKENS = 512
 """Tokens in one call where prompts are read: llama.cpp's own micro-batch."""
 
+_silent = llama_cpp.llama_log_callback(lambda *_: None)
+"""Kept as long as the module: the library prints a line per input of each graph otherwise."""
+
 
 class Llama:
     """A model mapped from a GGUF file, with room for `num_tokens` of keys and values over all sequences."""
 
     def __init__(self, path: str | Path, num_threads: int, num_tokens: int) -> None:
+        llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.use_mmap = True

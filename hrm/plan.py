@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hrm.arrays import Reals
-from hrm.errors import SchemaError
+from hrm.errors import PolicyError, SchemaError
 from hrm.estimate import Fidelity
 from hrm.files import from_plain, read_yaml, to_plain, write_yaml
 from hrm.hardware import EmulatedSpec, HardwareProfile
@@ -170,7 +170,10 @@ def load_plan(path: str | Path) -> Plan:
         When the ledger is not the one that follows from the policy, or exceeds a limit (the file was edited by hand).
     """
     plan = from_plain(Plan, read_yaml(path), where=str(path))
-    plan.policy.check(plan.model)
+    try:
+        plan.policy.check(plan.model)
+    except PolicyError as error:
+        raise PolicyError(f"{path}: policy.{error}") from error
     for needed in (Fidelity.CEILING, plan.prediction.fidelity):
         if needed not in plan.prediction.by_fidelity:
             raise SchemaError(f"{path}: prediction.by_fidelity: holds no {needed} (solve again instead of editing)")

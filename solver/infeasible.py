@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil, floor, log10
 from typing import Any
@@ -96,27 +96,37 @@ def _one_sequence(problem: Problem, template: Policy) -> PolicyGrid:
 
 
 def _least_shortage(problem: Problem) -> Shortage:
-    """Return the smallest shortage of one device that stops a placement, its resident experts at their best."""
+    """Return the largest shortage of the placement that comes closest, its resident experts at their best.
+
+    Closest is one that is short of few devices' memory, and then of few bytes in all: what more memory of one kind
+    would mend.
+    """
     found = (_shortages(problem, _one_sequence(problem, template)) for template in placements(problem))
-    return min((short for shortages in found for short in shortages), key=lambda one: one.missing_bytes)
+    least = min((shorts for of_template in found for shorts in of_template), key=_missing)
+    return max(least, key=lambda one: one.missing_bytes)
 
 
-def _shortages(problem: Problem, grid: PolicyGrid) -> Iterator[Shortage]:
-    """Yield for each candidate and range of resident experts the device that is shortest."""
+def _missing(shorts: Sequence[Shortage]) -> tuple[int, int]:
+    """Return how many devices lack memory, and how much in all, each at its own peak."""
+    missing: dict[str, int] = {}
+    for short in shorts:
+        missing[short.device] = max(missing.get(short.device, 0), short.missing_bytes)
+    return sum(bool(lacking) for lacking in missing.values()), sum(missing.values())
+
+
+def _shortages(problem: Problem, grid: PolicyGrid) -> Iterator[tuple[Shortage, ...]]:
+    """Yield for each candidate and range of resident experts what each limit on memory is short by."""
     for least, most in ranges(problem, grid):
         rows = memory_rows(problem, grid, least, most)
         resident = _resident_at_best(rows, least, most)
         for place in range(len(most)):
-            yield max(
-                (
-                    Shortage(
-                        device=row.device,
-                        needed_bytes=ceil(row.held.at(resident)[place]),
-                        usable_bytes=int(row.limit_bytes),
-                    )
-                    for row in rows
-                ),
-                key=lambda one: one.missing_bytes,
+            yield tuple(
+                Shortage(
+                    device=row.device,
+                    needed_bytes=ceil(row.held.at(resident)[place]),
+                    usable_bytes=int(row.limit_bytes),
+                )
+                for row in rows
             )
 
 

@@ -68,6 +68,14 @@ def test_memory_offered_is_the_least_that_does():
             why(changed(asked, replace(remedy, value=remedy.value - 1)))
 
 
+def test_what_is_short_is_what_more_memory_of_its_kind_mends():
+    found = why(problem(TINY)).why
+    offered = [remedy.value for remedy in found.remedies if remedy.change == f"{found.short.device}_memory_bytes"]
+
+    assert offered
+    assert offered[0] == pytest.approx(found.short.missing_bytes, rel=0.01)
+
+
 def test_a_larger_job_than_offered_is_not_done_in_time():
     asked = replace(TIMED, max_makespan_s=1e-3)
     (fewer,) = (remedy for remedy in why(asked).why.remedies if remedy.change == "--num-sequences")

@@ -107,6 +107,7 @@ def test_a_hand_edited_plan_is_refused(tmp_path, path, value, error, said):
     with pytest.raises(error) as caught:
         load_plan(file)
 
+    assert str(file) in str(caught.value)
     assert said in str(caught.value)
 
 

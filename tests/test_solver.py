@@ -15,9 +15,11 @@ from hrm.memory import ledger
 from hrm.plan import PlanStatus, load_plan, save_plan, summary
 from hrm.policy import Processor, ScheduleName
 from hrm.predict import predict
+from solver.candidates import distinct, explore
 from solver.grid import make_plan
 from solver.problem import Objective
-from solver.search import TIED_WITHIN, Method, explore, search
+from solver.search import Method, search
+from solver.simulated import SIMULATED_CANDIDATES, TIED_WITHIN, simulated_best
 from solver.space import build_space, refined
 from tests.machines import cpu_only, level, machine, workload
 from tests.problems import cost, everything, grids_of, predicted_all, problem, problems, solved, with_limits
@@ -112,6 +114,21 @@ def test_ties_are_named_and_the_simplest_goes_first():
     for policy in (found.policy, *found.search.ties):
         assert simulated(policy) >= best / (1 + TIED_WITHIN)
         assert policy.num_micro_batches >= found.policy.num_micro_batches
+
+
+@given(problems(largest_job=5))
+@settings(max_examples=60, deadline=None)
+def test_leaving_candidates_out_of_simulation_changes_neither_the_best_nor_the_ties(asked):
+    assume(predicted_all(asked, build_space(asked)) is not None)
+    explored = explore(asked)
+    found = simulated_best(asked, explored, Fidelity.CEILING)
+    costs = {}
+    for one in distinct(explored, SIMULATED_CANDIDATES):
+        made = predict(one.policy, asked.model, asked.hardware, asked.workload)
+        costs[one.policy] = cost(asked, made.by_fidelity[Fidelity.SIMULATED])
+    tied = {policy for policy, own in costs.items() if own <= min(costs.values()) * (1 + TIED_WITHIN)}
+
+    assert tied == {found.candidate.policy, *found.ties}
 
 
 def test_without_simulation_a_plan_has_none():

@@ -51,12 +51,13 @@ constexpr int kWidestUnit = 32;
 constexpr int kLineBytes = 64;
 constexpr double kWorthAThread = 1 << 20;  // multiply-adds that take some ten times as long as waking a thread
 
-// A group of outputs of one matrix.
+// A group of outputs of one matrix, and the weights that are likely to be asked for after it.
 struct Job {
     const void* weights;
     int64_t inputs;
     int outputs;
     void* copy;  // room for a block
+    const void* next;
 };
 
 struct Kernels {
@@ -253,11 +254,13 @@ class Mixture {
             results[r] = row(segment.first + r);
         }
         const int outputs = static_cast<int>(std::min<int64_t>(step, job_.intermediate - first));
-        const char* weights = at(job_.experts[segment.expert], first * job_.hidden * element_bytes_);
+        const int64_t row_bytes = job_.hidden * element_bytes_;
+        const char* gate = at(job_.experts[segment.expert], first * row_bytes);
+        const char* up = gate + job_.intermediate * row_bytes;
         Sums& mine = own_sums();
-        multiply(kernels_, {weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.first);
-        weights += job_.intermediate * job_.hidden * element_bytes_;
-        multiply(kernels_, {weights, job_.hidden, outputs, mine.copy}, x, segment.count, mine.second);
+        multiply(kernels_, {gate, job_.hidden, outputs, mine.copy, up}, x, segment.count, mine.first);
+        const char* next = gate + int64_t{step} * num_threads_ * row_bytes;
+        multiply(kernels_, {up, job_.hidden, outputs, mine.copy, next}, x, segment.count, mine.second);
         kernels_.activate(mine.first, mine.second, first, outputs, results, segment.count);
     }
 
@@ -265,12 +268,17 @@ class Mixture {
     void down(int64_t first, int step) const {
         const int outputs = static_cast<int>(std::min<int64_t>(step, job_.hidden - first));
         Sums& mine = own_sums();
+        const auto weights_of = [&](const Segment& segment, int64_t output) {
+            return at(job_.experts[segment.expert], (2 * job_.hidden + output) * job_.intermediate * element_bytes_);
+        };
         for (const Segment& segment : segments_) {
             const void* x[kMaxRows];
             for (int r = 0; r < segment.count; ++r) x[r] = row(segment.first + r);
-            const int64_t before = (2 * job_.hidden + first) * job_.intermediate;
-            const char* weights = at(job_.experts[segment.expert], before * element_bytes_);
-            multiply(kernels_, {weights, job_.intermediate, outputs, mine.copy}, x, segment.count, mine.second);
+            const bool last = &segment == &segments_.back();
+            const char* next = last ? weights_of(segments_.front(), first + int64_t{step} * num_threads_)
+                                    : weights_of(*(&segment + 1), first);
+            const Job job{weights_of(segment, first), job_.intermediate, outputs, mine.copy, next};
+            multiply(kernels_, job, x, segment.count, mine.second);
             for (int r = 0; r < segment.count; ++r)
                 kernels_.add_share(mine.second + r * kMaxOutputs, shares_[segment.first + r], outputs,
                                    job_.out + tokens_[segment.first + r] * job_.hidden + first);
@@ -309,7 +317,8 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
         for (int r = 0; r < rows; ++r) x[r] = at(job->memory, (first_row + r) * row_bytes);
         Sums& mine = own_sums();
         const char* weights = at(job->weights, first * job->inputs * element_bytes);
-        multiply(kernels, {weights, job->inputs, outputs, mine.copy}, x, rows, mine.second);
+        const char* next = weights + int64_t{step} * num_threads * job->inputs * element_bytes;
+        multiply(kernels, {weights, job->inputs, outputs, mine.copy, next}, x, rows, mine.second);
         for (int r = 0; r < rows; ++r)
             kernels.write_row(mine.second + r * kMaxOutputs, outputs, job->x_is_bfloat16, job->out,
                               (first_row + r) * job->outputs + first);

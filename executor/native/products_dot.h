@@ -97,28 +97,26 @@ struct Dot {
 // Goes through the tiles of a group of outputs and through the depths of their inputs. Few rows of x stay in L2 whole, and a
 // tile's weights are read as they lie; of many only one depth does, and all tiles are taken at it.
 struct DotWalk {
-    int64_t tiles, depths, depth;
+    int64_t tiles, depths;
     bool tile_by_tile;
 
-    // First output and first input of a step; behind the last one, those of the group that comes after.
-    std::pair<int64_t, int64_t> at(int64_t step) const {
-        if (step == tiles * depths) return {tiles * kTileWeights, 0};
-        const int64_t tile = tile_by_tile ? step / depths : step % tiles;
-        return {tile * kTileWeights, depth * (tile_by_tile ? step % depths : step / tiles)};
-    }
+    int64_t tile(int64_t step) const { return tile_by_tile ? step / depths : step % tiles; }
+    int64_t depth(int64_t step) const { return tile_by_tile ? step % depths : step / tiles; }
 };
 
 template <>
 HRM_TARGET void multiply<Dot>(const Job& job, const void* const* packed, int num_rows, float* sums) {
-    const auto* weights = static_cast<const uint16_t*>(job.weights);
     const auto* x = reinterpret_cast<const uint16_t* const*>(packed);
-    const int64_t depth = depth_of(job.inputs, sizeof *weights), inputs = job.inputs;
-    const DotWalk walk{(job.outputs + kTileWeights - 1) / kTileWeights, (inputs + depth - 1) / depth, depth, num_rows <= kMostRowsInL2};
-    for (int64_t step = 0; step < walk.tiles * walk.depths; ++step) {
-        const auto [first, at] = walk.at(step);
-        const auto [next_first, next_at] = walk.at(step + 1);
-        DotBlock block{weights + first * inputs + at, weights + next_first * inputs + next_at, inputs, inputs, at,
-                       static_cast<int>(std::min(depth, inputs - at))};
+    const int64_t inputs = job.inputs, depth = depth_of(inputs, sizeof *x[0]);
+    const DotWalk walk{(job.outputs + kTileWeights - 1) / kTileWeights, (inputs + depth - 1) / depth, num_rows <= kMostRowsInL2};
+    const auto weights_of = [&](int64_t step) {
+        return static_cast<const uint16_t*>(job.weights) + walk.tile(step) * kTileWeights * inputs + walk.depth(step) * depth;
+    };
+    const int64_t steps = walk.tiles * walk.depths;
+    for (int64_t step = 0; step < steps; ++step) {
+        const int64_t first = walk.tile(step) * kTileWeights, at = walk.depth(step) * depth;
+        const uint16_t* next = step + 1 < steps ? weights_of(step + 1) : static_cast<const uint16_t*>(job.next);
+        DotBlock block{weights_of(step), next, inputs, inputs, at, static_cast<int>(std::min(depth, inputs - at))};
         const int valid = static_cast<int>(std::min<int64_t>(kTileWeights, job.outputs - first));
         if (valid < kTileWeights || (num_rows >= kRowsWorthACopy && walk.depths > 1)) {
             auto* copy = static_cast<uint16_t*>(job.copy);

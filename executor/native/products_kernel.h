@@ -195,7 +195,7 @@ HRM_TARGET void multiply(const Job& job, const void* const* packed, int num_rows
     const auto* x = reinterpret_cast<const typename Format::Operand* const*>(packed);
     const int64_t whole = job.inputs / kUnit * kUnit, depth = depth_of(whole, sizeof *weights);
     for (int64_t at = 0; at < whole; at += depth) {
-        const auto* next = weights + (at + depth < whole ? at + depth : job.inputs * job.outputs);
+        const auto* next = at + depth < whole ? weights + at + depth : static_cast<const typename Format::Element*>(job.next);
         const int elements = static_cast<int>(std::min(depth, whole - at));
         Block<typename Format::Element> block{weights + at, next, job.inputs, job.inputs, job.outputs, at, elements};
         if (num_rows >= kRowsWorthACopy && depth < whole) {

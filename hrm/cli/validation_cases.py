@@ -180,7 +180,8 @@ def _sized_job(site: Site, asked: Asked) -> tuple[Tokens, Workload]:
 
 def _best_policies(problem: Problem, count: int) -> Iterable[Policy]:
     """Return what solving gives, and the next best that differ from it and from each other."""
-    from solver.search import distinct, explore, solve
+    from solver.candidates import distinct, explore
+    from solver.search import solve
 
     chosen = solve(problem, fidelity=Fidelity.SIMULATED).policy
     others = [one.policy for one in distinct(explore(problem), count) if one.policy != chosen]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hrm.schedule.sharing import Shared, Work, fair_paces
 from hrm.schedule.task import TaskKind
-from hrm.schedule.templates import LANES
+from hrm.schedule.templates import LANES, Reference
 
 __all__ = ["NEVER", "Lanes", "Ran", "SortName"]
 
@@ -49,6 +49,7 @@ class _Sort(NamedTuple):
 class Lanes(ABC):
     """Lanes by number, each with the sorts of its tasks and what they need, as far as they have been given.
 
+    `bases` holds, for each task and each source that its needs point to, how many tasks the lanes were given before it.
     `busy_s` counts, per sort, how long its tasks ran; `waits_s`, per sort and the sort it waited for, how long lanes
     stood still before; `free_s` when each lane last ended a task.
     """
@@ -61,7 +62,8 @@ class Lanes(ABC):
         self._numbers: dict[tuple[SortName, Work], int] = {}
         self.sorts: list[_Sort] = []
         self.queues: list[list[int]] = [[] for _ in LANES]
-        self.needs: list[list[tuple[tuple[int, int], ...]]] = [[] for _ in LANES]
+        self.needs: list[list[list[Reference]]] = [[] for _ in LANES]
+        self.bases: list[list[list[list[int]]]] = [[] for _ in LANES]
         self.done = [0] * number
         self.ends = [NEVER] * number
         self.pace = [1.0] * number
@@ -145,8 +147,9 @@ class Lanes(ABC):
             if place == len(self.needs[lane]):
                 continue
             blocked_by[lane] = None
-            for other, count in self.needs[lane][place]:
-                if done[other] < count:
+            bases = self.bases[lane][place]
+            for source, other, tasks in self.needs[lane][place]:
+                if done[other] < bases[source][other] + tasks:
                     blocked_by[lane] = other
                     break
             else:

@@ -177,10 +177,8 @@ class Simulation(Lanes):
             self.queues[lane] += sorts
             if self._exact:
                 self.tasks[lane] += [(at.serial, task) for task in template.tasks[lane]]
-            self.needs[lane] += [
-                tuple((ref.lane, bases[ref.source][ref.lane] + ref.tasks) for ref in refs)
-                for refs in template.needs[lane]
-            ]
+            self.needs[lane] += template.needs[lane]
+            self.bases[lane] += [bases] * len(sorts)
         self._bases.append([len(queue) for queue in self.queues])
 
     def _mark(self, lane: int, mark: _Mark) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from hrm.schedule.task import Lane, Need, Phase, Schedule, Task, TaskKey
 
-__all__ = ["LANES", "Book", "PassKind", "Source", "Template"]
+__all__ = ["LANES", "Book", "PassKind", "Reference", "Source", "Template"]
 
 LANES = tuple(Lane)
 NUMBER = {lane: number for number, lane in enumerate(LANES)}
@@ -137,6 +137,7 @@ class Book:
     def _find(self, need: Need, kind: PassKind, layer: int) -> tuple[Source, tuple[int, int]] | None:
         """Look for a task that is needed; None where the pass before has none, so that nothing is waited for."""
         wanted = need.key
+        sought, at, part = wanted
         if not need.passes_ago:
             candidates: Iterable[int] = range(layer, -1, -1)
             phase, last = kind.phase, kind.last
@@ -144,12 +145,12 @@ class Book:
             place = self._prologue.places.get(wanted)
             return None if place is None else (Source(1, 0), place)
         else:
-            final, near = self._walks[kind.before].num_layers - 1, wanted.layer
+            final, near = self._walks[kind.before].num_layers - 1, at
             candidates = dict.fromkeys([near, max(near - 1, 0), min(near + 1, final), *range(final, -1, -1)])
             phase, last = kind.before, False
         for candidate in candidates:
             places = self._layer(phase, candidate, last=last).places
-            place = places.get(wanted._replace(layer=wanted.layer - candidate))
+            place = places.get(TaskKey(sought, at - candidate, part))
             if place is not None:
                 return Source(need.passes_ago, layer - candidate), place
         assert need.passes_ago, f"{need} is not given before it is needed"
@@ -161,7 +162,7 @@ def _by_lane(tasks: Sequence[Task], layer: int) -> _Layer:
     places = {}
     for task in tasks:
         lane = NUMBER[task.lane]
-        places[task.key._replace(layer=task.layer - layer)] = lane, len(lanes[lane])
+        places[TaskKey(task.kind, task.layer - layer, task.part)] = lane, len(lanes[lane])
         lanes[lane].append(task)
     return _Layer(
         tasks=lanes,
