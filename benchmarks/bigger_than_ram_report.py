@@ -131,7 +131,7 @@ def draw(name: str, found: dict[str, Any], path: Path) -> None:
 
 def _median_said(pairs: list[dict[str, Any]], fidelity: str, count: int) -> float:
     said = [one["predicted"][fidelity]["decode_tokens_per_s"] for one in pairs if one["sequences"] == count]
-    return statistics.median(said)
+    return float(statistics.median(said))
 
 
 def disk_tokens_per_s(pair: dict[str, Any]) -> float:
