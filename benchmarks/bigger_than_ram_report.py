@@ -19,14 +19,13 @@ MEASURED, BOUND, SAID = "#D55E00", "#222222", "#0072B2"
 class Crossing(NamedTuple):
     """Where reading and computing take the same time: a pass of `batch_size` sequences.
 
-    Below, a pass takes `reading_s`, however many sequences, and tokens/s are a straight line through the origin; above,
-    `fixed_s` and `sequence_s` for each of them, and tokens/s level out at 1 / `sequence_s`.
+    Below, a pass takes `reading_s`, however many sequences, and tokens/s are a straight line through the origin; above
+    they stay at a plateau.
     """
 
     batch_size: float
     reading_s: float
-    fixed_s: float
-    sequence_s: float
+    plateau_tokens_per_s: float
 
 
 def crossing(points: Sequence[tuple[int, float]], turn: float) -> Crossing | None:
@@ -35,12 +34,11 @@ def crossing(points: Sequence[tuple[int, float]], turn: float) -> Crossing | Non
     None where either side has less than two points: the fit says nothing then.
     """
     below = [count / rate for count, rate in points if count <= 0.75 * turn]
-    above = [(count, count / rate) for count, rate in points if count >= 1.5 * turn]
+    above = [rate for count, rate in points if count >= 1.5 * turn]
     if min(len(below), len(above)) < 2:
         return None
-    sequence_s, fixed_s = statistics.linear_regression(*zip(*above, strict=True))
-    reading_s = statistics.fmean(below)
-    return Crossing((reading_s - fixed_s) / sequence_s, reading_s, fixed_s, sequence_s)
+    reading_s, plateau = statistics.fmean(below), statistics.fmean(above)
+    return Crossing(plateau * reading_s, reading_s, plateau)
 
 
 def show_rounds(name: str, found: dict[str, Any]) -> None:
@@ -56,7 +54,7 @@ def show_rounds(name: str, found: dict[str, Any]) -> None:
         times = [one["ours"]["tokens_per_s"] / one[tool]["tokens_per_s"] for one in both]
         beside = f", ours is {_spread(times)} times" if times and tool != "ours" else ""
         print(f"  {tool:11} {_spread(runs)} tokens/s{beside}{''.join(f'; {error}' for error in errors)}")
-    ours = [one["ours"] for one in rounds if "predicted" in one.get("ours", {})]
+    ours = [one["ours"] for one in rounds if one.get("ours", {}).get("tokens_per_s")]
     for fidelity in ("roof", "ceiling", "simulated"):
         if shares := [run["tokens_per_s"] / run["predicted"][fidelity]["tokens_per_s"] for run in ours]:
             print(f"  measured / {fidelity}: {_spread(shares, 3)}")
@@ -99,9 +97,8 @@ def _show_turn(pairs: list[dict[str, Any]], turn: float) -> None:
         met = crossing([(one["sequences"], one["decode_tokens_per_s"]) for one in mine], turn)
         if met is not None:
             print(
-                f"  {format_bytes(limit)}: {met.reading_s:.3f} s a pass below, {met.fixed_s:.3f} s and "
-                f"{1000 * met.sequence_s:.2f} ms a sequence above: they meet at N = {met.batch_size:.0f}, "
-                f"{met.batch_size / turn:.2f} of that"
+                f"  {format_bytes(limit)}: {met.reading_s:.3f} s a pass below, {met.plateau_tokens_per_s:.0f} tokens/s "
+                f"above: they meet at N = {met.batch_size:.0f}, {met.batch_size / turn:.2f} of that"
             )
 
 
@@ -111,24 +108,30 @@ def draw(name: str, found: dict[str, Any], path: Path) -> None:
 
     limit = found["pairs"][-1]["limit_bytes"]
     pairs = [one for one in found["pairs"] if one["limit_bytes"] == limit and "predicted" in one]
-    pairs.sort(key=lambda one: one["sequences"])
-    counts = np.array([one["sequences"] for one in pairs])
+    counts = np.array(sorted({one["sequences"] for one in pairs}))
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     slope = statistics.median(disk_tokens_per_s(one) / one["sequences"] for one in pairs)
     axes.plot(counts, slope * counts, color=BOUND, linewidth=1, label="roof of the disk")
     for fidelity, style in (("roof", ":"), ("simulated", "-")):
-        said = [one["predicted"][fidelity]["decode_tokens_per_s"] for one in pairs]
+        said = [_median_said(pairs, fidelity, count) for count in counts]
         axes.plot(counts, said, style, color=SAID, label=fidelity)
-    axes.plot(counts, [one["decode_tokens_per_s"] for one in pairs], "o", color=MEASURED, label="measured")
+    measured = [(one["sequences"], one["decode_tokens_per_s"]) for one in pairs]
+    axes.plot(*zip(*measured, strict=True), "o", color=MEASURED, label="measured")
     if turn := found.get("turning_point"):
         axes.axvline(turn, color="#777777", linestyle="--", linewidth=1, label=f"P2: N = {turn}")
     axes.set(xscale="log", yscale="log", xlabel="sequences N", ylabel="decode, tokens/s")
     axes.set_xticks(counts, [str(count) for count in counts], minor=False)
     axes.minorticks_off()
+    axes.tick_params(axis="x", rotation=45)
     axes.set_title(f"{name} with {format_bytes(limit)} of memory", loc="left", fontsize=10)
     axes.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _median_said(pairs: list[dict[str, Any]], fidelity: str, count: int) -> float:
+    said = [one["predicted"][fidelity]["decode_tokens_per_s"] for one in pairs if one["sequences"] == count]
+    return float(statistics.median(said))
 
 
 def disk_tokens_per_s(pair: dict[str, Any]) -> float:

@@ -113,12 +113,12 @@ def roof(job: dict[str, Any]) -> dict[str, Any]:
 
     All of it, as the engine does: what the host keeps of a part would make that part look faster.
     """
-    from executor.direct import REQUESTS
+    from executor.direct import REQUESTS, request_bounds
     from hrm.device.direct_memory import direct_buffers
     from hrm.microbench.disk import DirectReader
 
     path = Path(job["expert_file"])
-    size = max(4096, job["expert_bytes"] // REQUESTS // 4096 * 4096)
+    size = request_bounds(job["expert_bytes"])[1]
     handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
     reader = DirectReader(handle, path.stat().st_size // size * size)
     buffers = direct_buffers(size, REQUESTS)

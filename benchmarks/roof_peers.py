@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from executor.direct import REQUESTS, DirectFile, aligned_buffers, finish
+from executor.direct import REQUEST_BYTES, REQUESTS, DirectFile, aligned_buffers, finish
 from hrm.units import GIB
 
 __all__ = ["REPEATS", "WARM_UPS", "Rate", "built_stream", "disk_peers", "memory_peers"]
@@ -27,6 +27,8 @@ STREAM_SOURCE = Path(__file__).parent / "data" / "stream.c"
 STREAM_FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fno-tree-loop-distribute-patterns")
 WARM_UPS, REPEATS = 2, 9
 """What STREAM does in a run; the first ones are not counted."""
+EXECUTORS = (REQUEST_BYTES, REQUESTS)
+"""Bytes of a request, and requests in flight, of the executor."""
 EXECUTOR_BYTES = GIB // 2
 """What the executor reads at a time."""
 LIKWID = {"read": "load", "copy": "copy", "copy_nt": "copy_mem", "triad": "stream", "triad_nt": "stream_mem"}
@@ -88,7 +90,9 @@ def sysbench_rate(threads: int) -> float:
 
 def disk_peers(path: str, size: int, depth: int) -> dict[str, Rate]:
     """Return what reads a file on and on past the page cache, so many requests at a time: fio, and the executor."""
-    return {"fio": fio(path, size, depth)} | ({"our executor": executor(path, size)} if depth == REQUESTS else {})
+    return {"fio": fio(path, size, depth)} | (
+        {"our executor": executor(path, size)} if (size, depth) == EXECUTORS else {}
+    )
 
 
 def fio(path: str, size: int, depth: int) -> Rate:
@@ -99,7 +103,7 @@ def fio(path: str, size: int, depth: int) -> Rate:
 
 
 def executor(path: str, size: int) -> Rate:
-    """Make the rate at which the executor reads, expert after expert: one ahead, each in requests of this size."""
+    """Make the rate at which the executor reads, expert after expert: one ahead, each in a few requests of this size."""
     file, expert_bytes = DirectFile(Path(path)), REQUESTS * size
     buffers = aligned_buffers(expert_bytes, 2)
     places = itertools.cycle(range(0, GIB, expert_bytes))

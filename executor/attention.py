@@ -9,8 +9,10 @@ from executor import native
 from executor.native import fallback
 from hrm.records import record
 
-__all__ = ["AttentionForm", "append_kv", "decode_attention", "prefill_attention"]
+__all__ = ["TOKENS_AT_A_TIME", "AttentionForm", "append_kv", "decode_attention", "prefill_attention"]
 
+TOKENS_AT_A_TIME = 1024
+"""Tokens of short prompts that attend in one call at most: what a call makes is in no ledger, and must stay small."""
 
 _SINK_COLUMNS = 8
 """Elements that heads are widened by for a sink: kernels want widths that are multiples of this."""
@@ -28,40 +30,41 @@ class AttentionForm:
 def prefill_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor, form: AttentionForm
 ) -> None:
-    """Attend causally within one prompt.
+    """Attend causally within each of some prompts of one length.
 
     Query heads that share a KV head are a batch of their own over the same keys, so that nothing is repeated. With a
-    window that the prompt outgrows, queries go by blocks of it, each over the keys that it can see.
+    window that the prompts outgrow, queries go by blocks of it, each over the keys that it can see.
 
     Parameters
     ----------
     query : torch.Tensor
-        [tokens, num_query_heads, head_dim].
+        [prompts, tokens, num_query_heads, head_dim].
     keys, values : torch.Tensor
-        [num_kv_heads, tokens, head_dim]; values may be narrower.
+        [prompts, num_kv_heads, tokens, head_dim]; values may be narrower.
     out : torch.Tensor
-        [tokens, num_query_heads * width of the values]; written.
+        [prompts, tokens, num_query_heads * width of the values]; written.
     form : AttentionForm
         How to attend.
     """
-    tokens, num_query_heads, head_dim = query.shape
-    num_kv_heads, _, width = values.shape
+    prompts, tokens, num_query_heads, head_dim = query.shape
+    num_kv_heads, width = values.shape[1], values.shape[3]
     # The CPU has no fast float16 product: compute in float32 there.
     slow = query.dtype == torch.float16 and query.device.type == "cpu"
     dtype = torch.float32 if slow else query.dtype
-    shape = (tokens, num_kv_heads, num_query_heads // num_kv_heads)
-    grouped = query.to(dtype).view(*shape, head_dim).permute(1, 2, 0, 3)
-    keys, values = keys.to(dtype), values.to(dtype)
+    shape = (prompts, tokens, num_kv_heads, num_query_heads // num_kv_heads)
+    grouped = query.to(dtype).view(*shape, head_dim).permute(0, 2, 3, 1, 4).flatten(0, 1)
+    keys, values = keys.to(dtype).flatten(0, 1), values.to(dtype).flatten(0, 1)
     if form.sinks is not None:
-        grouped = _with_sink_logits(grouped, form.sinks, form.scale)
+        grouped = _with_sink_logits(grouped, form.sinks.repeat(prompts), form.scale)
     step = tokens if form.window is None else min(form.window, tokens)
     for begin in range(0, tokens, step):
         end, first = min(begin + step, tokens), max(begin - step + 1, 0)
         seen, worth = keys[:, first:end], values[:, first:end]
         if form.sinks is not None:
             seen, worth = _with_sink_key(seen), F.pad(worth, (0, 0, 1, 0))
-        attended = _attend(grouped[:, :, begin:end], seen, worth, form.scale, (begin, first))
-        out.view(*shape, width)[begin:end].copy_(attended[..., :width].permute(2, 0, 1, 3))
+        attended = _attend(grouped[:, :, begin:end], seen, worth, form.scale, (begin, first))[..., :width]
+        by_prompt = attended.view(prompts, num_kv_heads, *attended.shape[1:]).permute(0, 3, 1, 2, 4)
+        out.view(*shape, width)[:, begin:end].copy_(by_prompt)
 
 
 def _attend(

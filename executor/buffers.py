@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from executor.linear import is_native
+from executor.experts import sums_dtype
 from executor.memory import Allocate, main_device, main_memory, pinned_memory, torch_dtype
 from executor.wave import MicroBatch, Wave
 from hrm.device.backend import Backend
@@ -39,10 +39,13 @@ class PrefillFlight:
         """Return attention output, as the output projection takes it: [tokens, inputs]."""
         return self._attended[: batch.num_tokens * self._width].view(batch.num_tokens, self._width)
 
-    def cached(self, batch: MicroBatch, index: int) -> list[torch.Tensor]:
-        """Return what the cache takes of sequence `index`: keys and values, or latents, [heads, tokens, head_dim]."""
+    def cached(self, batch: MicroBatch, first: int, last: int) -> list[torch.Tensor]:
+        """Return what the cache takes of sequences `first` to `last` (one past), whose prompts are of one length.
+
+        Keys and values, or latents: [sequences, heads, tokens, head_dim].
+        """
         heads, dim = self._cached
-        return [part.view(heads, -1, dim) for part in self.all_cached(batch, index, index + 1)]
+        return [part.view(last - first, heads, -1, dim) for part in self.all_cached(batch, first, last)]
 
     def all_cached(self, batch: MicroBatch, first: int, last: int) -> list[torch.Tensor]:
         """Return all that the cache takes of sequences `first` to `last` (one past), flat: they lie side by side."""
@@ -120,8 +123,7 @@ class DiskFlight:
     def __init__(self, policy: Policy, model: ModelSpec, num_tokens: int, backend: Backend) -> None:
         allocate, dtype = main_memory(policy, backend), torch_dtype(policy.weight_dtype)
         self.routed = RoutedFlight(policy, model, num_tokens, allocate)
-        wide = dtype if is_native(dtype, "cpu") else torch.float32
-        self.sums = allocate((num_tokens, model.hidden_size), wide).zero_()
+        self.sums = allocate((num_tokens, model.hidden_size), sums_dtype(model, dtype)).zero_()
 
 
 class WaveBuffers:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from executor import native
 from executor.direct import Reading, aligned_buffers, finish
 from executor.expert_file import open_expert_file
-from executor.experts import ExpertForm, assignments, feed_forward
+from executor.experts import PLAIN, ExpertForm, add_compiled, assignments, feed_forward
+from executor.linear import suits_compiled
 from executor.memory import torch_dtype
 from hrm.model import ModelSpec
 from hrm.policy import Policy
@@ -26,8 +31,8 @@ __all__ = ["DiskStore", "DiskTasks"]
 class DiskStore:
     """The last experts of each layer, on disk, and the ring of buffers between.
 
-    While an expert is waited for, the next one is asked for too where its buffer is free: else the disk would rest
-    from an expert's last request to the first of the next.
+    An expert is asked for as soon as its buffer is free, whichever lane frees it. Experts come in one order, pass after
+    pass, so what is asked for early, over layers, passes and rounds, is wanted in the end.
 
     Raises
     ------
@@ -42,42 +47,49 @@ class DiskStore:
         self._parameters = model.expert_parameters
         self.kept = model.num_experts - policy.disk_experts
         """Experts of each layer that are in memory, the first ones."""
-        self._begun: dict[int, Reading] = {}
-        self._used = -1
         self._buffers = aligned_buffers(self._file.expert_bytes, policy.num_disk_buffers(model))
+        self._lock = threading.Lock()
+        self._readings: deque[Reading] = deque()
+        self._asked = self._read = self._used = 0
+        """How many experts were asked for, have come, and were done with."""
 
     def load(self, layer: int, expert: int, target: torch.Tensor) -> None:
         """Copy an expert that stays in memory to its place, flat, by way of the ring."""
         self._file.read(layer, expert, self._buffers[0])
         target.copy_(self._weights(0))
 
-    def read(self, layer: int, part: int, pass_index: int) -> None:
-        """Read an expert into the buffer of this use; uses come in order, from 0 on in each round."""
-        use = self._ring.use(pass_index, layer, part)
-        if use == 0:
-            self._forget()
-        reading = self._begun.pop(use, None) or self._begin(use)
-        if use + 1 - self._ring.buffers <= self._used:
-            self._begun[use + 1] = self._begin(use + 1)
-        finish(reading)
-
-    def used(self, layer: int, part: int, pass_index: int) -> None:
-        """Note that an expert's buffer is free again."""
-        self._used = self._ring.use(pass_index, layer, part)
-
-    def _forget(self) -> None:
-        """Let go of what an earlier round asked for and did not want any more."""
-        for reading in self._begun.values():
+    def begin_round(self) -> None:
+        """Get ready for a first pass: what was asked for already is kept, unless a pass was broken off."""
+        if self._read == self._used and self._read % self._ring.in_pass == 0:
+            return
+        for reading in self._readings:
             wait(reading)
-        self._begun, self._used = {}, -1
+        self._readings.clear()
+        self._asked = self._read = self._used = 0
 
-    def _begin(self, use: int) -> Reading:
-        layer, part, _ = self._ring.at(use)
-        return self._file.begin(layer, self.kept + part, self._buffers[use % self._ring.buffers])
+    def read(self, layer: int, part: int) -> None:
+        """Wait until the next expert has come, which is this one; its buffer is free."""
+        self._ask()
+        assert self._ring.at(self._read)[:2] == (layer, part), "experts are read in order"
+        finish(self._readings.popleft())
+        self._read += 1
 
-    def expert(self, layer: int, part: int, pass_index: int) -> torch.Tensor:
-        """Return an expert that was read, flat."""
-        return self._weights(self._ring.buffer(pass_index, layer, part))
+    def expert(self) -> torch.Tensor:
+        """Return the first expert that has come and is not done with, flat."""
+        return self._weights(self._used % self._ring.buffers)
+
+    def used(self) -> None:
+        """Note that this expert's buffer is free again, and ask for what goes there."""
+        self._used += 1
+        self._ask()
+
+    def _ask(self) -> None:
+        with self._lock:
+            while self._asked < self._used + self._ring.buffers:
+                layer, part, _ = self._ring.at(self._asked)
+                target = self._buffers[self._asked % self._ring.buffers]
+                self._readings.append(self._file.begin(layer, self.kept + part, target))
+                self._asked += 1
 
     def _weights(self, number: int) -> torch.Tensor:
         return self._buffers[number].view(self._dtype)[: self._parameters]
@@ -88,37 +100,51 @@ class DiskTasks:
 
     def __init__(self, state: WaveState) -> None:
         self.state = state
+        self._form = ExpertForm.of(state.model)
+        self._chosen = torch.empty(0, dtype=torch.int64)
         self._assigned: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def read(self, step: Step) -> None:
         """Read an expert into its buffer."""
         assert self.state.disk is not None
-        self.state.disk.read(step.task.layer, step.task.part, step.pass_index)
+        self.state.disk.read(step.task.layer, step.task.part)
 
     def kept(self, step: Step) -> None:
         """Add the outputs of the experts in memory to the sums."""
-        for expert, weights in enumerate(self.state.experts.on_cpu(step.task.layer)):
-            self._add(step, expert, weights)
+        self._add(step, 0, self.state.experts.on_cpu(step.task.layer))
 
     def compute(self, step: Step) -> None:
         """Add an expert's output to the sums; with the layer's last one, add these to the hidden states."""
-        state, disk, (_, layer, part) = self.state, self.state.disk, step.task.key
+        state, disk, part = self.state, self.state.disk, step.task.part
         assert disk is not None
-        self._add(step, disk.kept + part, disk.expert(layer, part, step.pass_index))
-        disk.used(layer, part, step.pass_index)
+        self._add(step, disk.kept + part, [disk.expert()])
+        disk.used()
         if part == state.policy.disk_experts - 1:
             hidden = state.all_hidden(step)
             hidden.add_(state.buffers.disk.sums[: len(hidden)])
 
-    def _add(self, step: Step, expert: int, weights: torch.Tensor) -> None:
-        """Add an expert's output; who goes to which one is worked out at the first expert of a layer."""
+    def _add(self, step: Step, first: int, experts: Sequence[torch.Tensor]) -> None:
+        """Add the outputs of experts number `first` and following to the sums, in the order of their numbers."""
         flight, tokens = self.state.buffers.disk, len(self.state.all_hidden(step))
         shares, chosen, normed = flight.routed.parts(tokens)
-        if expert == 0:
+        sums, compiled = flight.sums[:tokens], self._form == PLAIN and suits_compiled(experts[0])
+        if first == 0:
+            self._find(shares, chosen, compiled)
+        if compiled:
+            routed = (torch.split(one, ROWS_AT_A_TIME) for one in (normed, self._chosen, shares, sums))
+            for some, numbers, parts, total in zip(*routed, strict=True):
+                add_compiled(native.Experts(some, numbers, parts, experts, first), total, self.state.workspace)
+            return
+        for expert, weights in enumerate(experts, start=first):
+            if (mine := self._assigned.get(expert)) is not None:
+                self._add_rows(normed, mine, weights, sums)
+
+    def _find(self, shares: torch.Tensor, chosen: torch.Tensor, compiled: bool) -> None:
+        """Work out, once a layer, who goes to which expert."""
+        self._chosen = chosen.to(torch.int64)
+        if not compiled:
             found = assignments(shares, chosen, self.state.model.num_experts)
             self._assigned = {number: (rows, parts) for number, rows, parts in found}
-        if (mine := self._assigned.get(expert)) is not None:
-            self._add_rows(normed, mine, weights, flight.sums[:tokens])
 
     def _add_rows(
         self,
@@ -128,7 +154,7 @@ class DiskTasks:
         sums: torch.Tensor,
     ) -> None:
         """Add an expert's output for its tokens of `normed` [all tokens, hidden], times their shares, to `sums`."""
-        workspace, form = self.state.workspace, ExpertForm.of(self.state.model)
+        workspace, form = self.state.workspace, self._form
         for rows, part in zip(*(torch.split(one, ROWS_AT_A_TIME) for one in mine), strict=True):
             with workspace.frame():
                 gathered = workspace.take((len(rows), normed.shape[1]), normed.dtype)

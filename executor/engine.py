@@ -196,6 +196,8 @@ class Engine:
     def _run_round(self, state: WaveState, seats: Seats, heard: Listener) -> WaveSpans:
         # Those who go on find the token they made last where decode looks for it.
         state.buffers.generated[0].copy_(state.round.last_tokens)
+        if state.disk is not None:
+            state.disk.begin_round()
 
         def on_pass(index: int) -> int:
             self._footprint.look()

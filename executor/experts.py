@@ -11,13 +11,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from executor import native
-from executor.linear import linear, operand, suits_compiled
+from executor.linear import is_native, linear, operand, suits_compiled
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
 from hrm.workspace import ROWS_AT_A_TIME
 
-__all__ = ["ExpertForm", "apply_expert", "assignments", "feed_forward", "swiglu", "weighted_sum"]
+__all__ = [
+    "PLAIN",
+    "ExpertForm",
+    "add_compiled",
+    "apply_expert",
+    "assignments",
+    "feed_forward",
+    "sums_dtype",
+    "swiglu",
+    "weighted_sum",
+]
 
 
 def assignments(
@@ -47,6 +57,13 @@ class ExpertForm:
 
 
 PLAIN = ExpertForm()
+"""That of most models."""
+
+
+def sums_dtype(model: ModelSpec, dtype: torch.dtype) -> torch.dtype:
+    """Return in which format a CPU sums up what experts with weights of `dtype` give."""
+    compiled = ExpertForm.of(model) == PLAIN and suits_compiled(torch.empty(0, dtype=dtype))
+    return torch.float32 if compiled or not is_native(dtype, "cpu") else dtype
 
 
 def swiglu(
@@ -105,7 +122,9 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
     `weights` and `chosen` [tokens, experts_per_token] are what `route` returns, over all experts.
     """
     if form == PLAIN and suits_compiled(experts[0]):
-        return _compiled(native.Experts(x, chosen.to(torch.int64), weights, experts, first), workspace)
+        total = workspace.take(x.shape, torch.float32).zero_()
+        add_compiled(native.Experts(x, chosen.to(torch.int64), weights, experts, first), total, workspace)
+        return total
     wide = operand(x, experts[0], workspace)
     total = workspace.take(x.shape, wide.dtype).zero_()
     last = first + len(experts)
@@ -115,21 +134,22 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
     return total
 
 
-def _compiled(job: native.Experts, workspace: Workspace) -> torch.Tensor:
-    total = workspace.take(job.x.shape, torch.float32).zero_()
+def add_compiled(job: native.Experts, total: torch.Tensor, workspace: Workspace) -> None:
+    """Add what the compiled kernels make of a job to `total` [tokens, hidden], float32."""
     tokens, hidden = job.x.shape
     row_bytes = native.packed_bytes(job.weights[0].numel() // (3 * hidden))
     with workspace.frame():
         room = tokens * native.packed_bytes(hidden) + min(tokens, ROWS_AT_A_TIME) * row_bytes
         native.experts(job, total, workspace.take((room,), torch.uint8), torch.get_num_threads())
-    return total
 
 
 def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace, form: ExpertForm = PLAIN) -> torch.Tensor:
     """Return the output of one FFN for every token of x [tokens, hidden], in the workspace; `ffn` is as an expert."""
     if form == PLAIN and suits_compiled(ffn):
         shares, chosen = torch.ones((len(x), 1)), torch.zeros((len(x), 1), dtype=torch.int64)
-        return _compiled(native.Experts(x, chosen, shares, [ffn], 0), workspace)
+        total = workspace.take(x.shape, torch.float32).zero_()
+        add_compiled(native.Experts(x, chosen, shares, [ffn], 0), total, workspace)
+        return total
     wide = operand(x, ffn, workspace)
     total = workspace.take(x.shape, wide.dtype)
     for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):

@@ -70,12 +70,16 @@ def project_latents(
 def expand(
     latents: torch.Tensor, weights: LatentWeights, model: ModelSpec, workspace: Workspace
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values [heads, tokens, ...] of a prompt's latents [1, tokens, cache_width], in the workspace."""
+    """Return keys and values [prompts, heads, tokens, ...] of latents [prompts, 1, tokens, cache_width].
+
+    All lies in the workspace.
+    """
     assert model.latent is not None
     rank, nope = model.latent.kv_lora_rank, model.latent.nope_head_dim
-    heads, tokens = model.num_query_heads, latents.shape[1]
-    both = linear(latents[0, :, :rank], weights.up.flatten(0, 1), workspace).view(tokens, heads, -1).transpose(0, 1)
-    keys = workspace.take((heads, tokens, model.head_dim), latents.dtype)
+    heads, (prompts, _, tokens, _) = model.num_query_heads, latents.shape
+    flat = latents[..., :rank].flatten(0, 2)
+    both = linear(flat, weights.up.flatten(0, 1), workspace).view(prompts, tokens, heads, -1).transpose(1, 2)
+    keys = workspace.take((prompts, heads, tokens, model.head_dim), latents.dtype)
     keys[..., :nope].copy_(both[..., :nope])
     keys[..., nope:].copy_(latents[..., rank:])
     return keys, both[..., nope:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from executor.attention import prefill_attention
+from executor.attention import TOKENS_AT_A_TIME, prefill_attention
 from executor.buffers import PrefillFlight
 from executor.decoder import pre_attention
 from executor.state import Step, WaveState
@@ -34,9 +34,9 @@ class PrefillTasks:
             parts = [state.workspace.take(shape, hidden.dtype) for _ in range(model.cache_parts)]
             out = (flight.query(batch), *parts)
             pre_attention(hidden, state.weights.layers[step.task.layer], model, rotary, state.workspace, out)
-            for index in range(batch.num_sequences):
-                for own, part in zip(flight.cached(batch, index), parts, strict=True):
-                    own.copy_(part[batch.rows(index)].transpose(0, 1))
+            for first, last in batch.runs(TOKENS_AT_A_TIME):
+                for own, part in zip(flight.cached(batch, first, last), parts, strict=True):
+                    own.copy_(_by_prompt(part[batch.rows(first, last)], last - first).transpose(1, 2))
 
     def offload(self, step: Step) -> None:
         """Bring what belongs there down to the host, one copy of each part, and put it into the cache."""
@@ -59,17 +59,21 @@ class PrefillTasks:
         state, batch, flight = self.state, self.state.batch(step), self._flight(step)
         query, attended = flight.query(batch), flight.attended(batch)
         layer, first_on_host = step.task.layer, state.cache.first_on_host[step.task.part]
-        for index, tokens in enumerate(batch.prompt_lens):
-            if not tokens:
-                continue
-            parts = flight.cached(batch, index)
-            rows = batch.rows(index)
+        for first, last in batch.runs(TOKENS_AT_A_TIME):
+            parts = flight.cached(batch, first, last)
+            mine = [_by_prompt(part[batch.rows(first, last)], last - first) for part in (query, attended)]
             with state.workspace.frame():
                 keys, values = state.keys_values(layer, parts, query.dtype)
-                prefill_attention(query[rows], keys, values, attended[rows], state.attention(layer))
-            if batch.first + index < first_on_host:
-                state.cache.main.store_prompt(layer, batch.first + index, parts)
+                prefill_attention(mine[0], keys, values, mine[1], state.attention(layer))
+            for index in range(batch.first + first, min(batch.first + last, first_on_host)):
+                own = [part[index - batch.first - first] for part in parts]
+                state.cache.main.store_prompt(layer, index, own)
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half; after the last layer only each prompt's last token goes through the head."""
         self.state.post_attention(step, self._flight(step).attended(self.state.batch(step)))
+
+
+def _by_prompt(rows: torch.Tensor, prompts: int) -> torch.Tensor:
+    """View rows of prompts of one length as [prompts, tokens, ...]."""
+    return rows.view(prompts, -1, *rows.shape[1:])

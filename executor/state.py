@@ -110,7 +110,7 @@ class WaveState:
     def keys_values(
         self, layer: int, parts: Sequence[torch.Tensor], dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of a prompt, [heads, tokens, ...], from what the cache takes of it."""
+        """Return keys and values of prompts, [prompts, heads, tokens, ...], from what the cache takes of them."""
         weights = self.weights.layers[layer].attention
         if isinstance(weights, LatentWeights):
             return expand(parts[0].to(dtype), weights, self.model, self.workspace)

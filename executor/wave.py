@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
 
 from hrm.policy import Policy
 from hrm.records import record
@@ -40,9 +40,22 @@ class MicroBatch:
         """One past the row of its last prompt token in the wave."""
         return self.token_starts[-1]
 
-    def rows(self, index: int) -> slice:
-        """Rows, within the micro-batch, of its sequence `index`."""
-        return slice(self.token_starts[index] - self.token_first, self.token_starts[index + 1] - self.token_first)
+    def rows(self, first: int, last: int) -> slice:
+        """Rows, within the micro-batch, of its sequences `first` to `last` (one past)."""
+        return slice(self.token_starts[first] - self.token_first, self.token_starts[last] - self.token_first)
+
+    def runs(self, most_tokens: int) -> Iterator[tuple[int, int]]:
+        """Yield first and last (one past) of sequences side by side whose prompts are of one length; empty ones not.
+
+        A run of several holds at most so many tokens.
+        """
+        first = 0
+        for length, same in groupby(self.prompt_lens):
+            end = first + len(tuple(same))
+            if length:
+                step = max(1, most_tokens // length)
+                yield from ((begin, min(begin + step, end)) for begin in range(first, end, step))
+            first = end
 
 
 @record

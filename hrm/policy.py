@@ -20,7 +20,7 @@ from hrm.units import NonNegativeInt, PositiveInt, Share
 
 __all__ = ["Policy", "PolicyGrid", "Processor", "ScheduleName", "Staging"]
 
-_LAYER_SHARE_IN_BUFFERS = 4
+_LAYER_SHARE_IN_BUFFERS, _LEAST_DISK_BUFFERS = 4, 6
 
 
 class Processor(StrEnum):
@@ -118,11 +118,11 @@ class Policy:
         return model.num_experts - self.resident_experts - self.experts_on_cpu(model)
 
     def num_disk_buffers(self, model: ModelSpec) -> int:
-        """Experts that the ring between disk and CPU has room for: a quarter of a layer's unless stated.
+        """Experts that the ring between disk and CPU has room for, unless stated: a quarter of a layer's, at least six.
 
-        What is read ahead keeps the disk busy while the CPU attends.
+        What is read ahead keeps the disk busy while the CPU attends and computes with experts in memory.
         """
-        return self.disk_buffers or max(2, model.num_experts // _LAYER_SHARE_IN_BUFFERS)
+        return self.disk_buffers or max(_LEAST_DISK_BUFFERS, model.num_experts // _LAYER_SHARE_IN_BUFFERS)
 
     def weights_on_gpu(self, model: ModelSpec) -> float:
         """r_w: fraction of expert weight bytes resident on the GPU."""

@@ -68,7 +68,7 @@ Image(folder / "lanes.png")
 # %% [markdown]
 # ## A model larger than memory
 #
-# Here nothing is emulated: four layers of Qwen3-30B-A3B, 4.8 GB of experts, in a process that may hold 1.6 GiB. All
+# Here nothing is emulated: four layers of Qwen3-30B-A3B, 4.8 GB of experts, in a process that may hold 1.6 GiB. Most
 # experts are read from the disk in each pass, and an expert that is read serves every token that chose it: up to P2
 # twice the sequences are twice the tokens/s, beyond it the CPU is busier than the disk. `benchmarks/bigger_than_ram.py`
 # measured it, and the disk's own rate around each run; from that rate and the machine's profile follow the lines.

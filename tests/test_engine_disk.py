@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -107,8 +108,9 @@ def test_a_disk_that_fills_up_is_named_with_the_byte_and_leaves_nothing(mixtral,
     assert list(folder.glob("*hrm-pages*")) == []
 
 
-def test_a_file_cut_short_under_way_is_named_with_the_byte(mixtral):
-    """It is whole when it is opened, and then loses its end."""
+@pytest.mark.parametrize("end", [5 * DISK_BLOCK_BYTES, 7 * DISK_BLOCK_BYTES + 100])
+def test_a_file_cut_short_under_way_is_named_with_the_byte(mixtral, end):
+    """It is whole when it is opened, and then loses its end, perhaps within a block."""
     folder, prompts, _ = mixtral
     policy = policy_of(disk_experts=2)
     backend = HostBackend(threads=1)
@@ -116,8 +118,8 @@ def test_a_file_cut_short_under_way_is_named_with_the_byte(mixtral):
         engine = Engine(plan_for(folder, policy), folder, backend)
         path = folder / "experts-float32.hrm-pages"
         whole = path.read_bytes()
-        os.truncate(path, 5 * DISK_BLOCK_BYTES)
-        with pytest.raises(FileError, match=r"experts-float32.hrm-pages: ends at byte 28672"):
+        os.truncate(path, end)
+        with pytest.raises(FileError, match=rf"experts-float32.hrm-pages: ends at byte {max(end, 28672)}"):
             engine.generate(prompts)
         path.write_bytes(whole)
     finally:
@@ -138,6 +140,7 @@ def test_a_shorter_file_is_refused(mixtral):
 
 
 def test_a_read_error_names_file_and_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("executor.direct.REQUEST_BYTES", 4 * DISK_BLOCK_BYTES)
     path = tmp_path / "file"
     path.write_bytes(bytes(16 * DISK_BLOCK_BYTES))
 
@@ -193,43 +196,83 @@ def test_a_disk_that_fails_under_way_costs_no_answer_that_was_made(mixtral, tmp_
     assert [tuple(json.loads(line)["tokens"]) for line in job.output.read_text().splitlines()] == expected
 
 
-def test_the_next_expert_is_asked_for_early_but_never_into_a_buffer_in_use(mixtral, monkeypatch):
-    folder, _, _ = mixtral
-    policy = policy_of(disk_experts=3, disk_buffers=2)
-    store, asked = DiskStore(policy, plan_for(folder, policy).model, folder), []
-    begin = ExpertFile.begin
+def noting(monkeypatch):
+    """Return a list to which the experts that are asked for are added."""
+    asked, begin = [], ExpertFile.begin
 
     def noted(file, layer, expert, target):
         asked.append((layer, expert))
         return begin(file, layer, expert, target)
 
     monkeypatch.setattr(ExpertFile, "begin", noted)
-    store.read(0, 0, 0)
+    return asked
+
+
+def test_an_expert_is_asked_for_as_soon_as_its_buffer_is_free(mixtral, monkeypatch):
+    folder, _, _ = mixtral
+    policy = policy_of(disk_experts=3, disk_buffers=2)
+    store, asked = DiskStore(policy, plan_for(folder, policy).model, folder), noting(monkeypatch)
+    store.begin_round()
+    store.read(0, 0)
     assert asked == [(0, 1), (0, 2)]
-    store.read(0, 1, 0)
-    assert asked == [(0, 1), (0, 2)]
-    store.used(0, 0, 0)
-    store.used(0, 1, 0)
-    store.read(0, 2, 0)
-    assert asked == [(0, 1), (0, 2), (0, 3), (1, 1)]
-    # The next round wants the first one again.
-    store.read(0, 0, 0)
-    assert asked[4:] == [(0, 1), (0, 2)]
-    store.read(0, 1, 0)
-    read = [store.expert(0, part, 0).clone() for part in (0, 1)]
+    store.read(0, 1)
+    read = [store.expert().clone()]
+    store.used()
+    assert asked == [(0, 1), (0, 2), (0, 3)]
+    read.append(store.expert().clone())
+    store.used()
+    assert asked[3:] == [(1, 1)]
+    another = DiskStore(policy, plan_for(folder, policy).model, folder)
     for part, wanted in enumerate(read):
-        store.load(0, 1 + part, found := torch.empty_like(wanted))
+        another.load(0, 1 + part, found := torch.empty_like(wanted))
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("requests", [1, 3, 4, 9])
-def test_a_piece_is_read_whole_in_any_number_of_requests(tmp_path, requests):
+def one_pass(store, places):
+    for place in places:
+        store.read(*place)
+        store.used()
+
+
+def test_what_was_asked_for_is_kept_for_the_next_round(mixtral, monkeypatch):
+    folder, _, _ = mixtral
+    policy = policy_of(disk_experts=3, disk_buffers=4)
+    model = plan_for(folder, policy).model
+    store, asked = DiskStore(policy, model, folder), noting(monkeypatch)
+    places = list(product(model.moe_layers, range(3)))
+    for _ in range(2):
+        store.begin_round()
+        one_pass(store, places)
+
+    wanted = [(layer, 1 + part) for layer, part in places]
+    assert asked == 2 * wanted + wanted[:4]
+
+
+def test_after_a_pass_that_was_broken_off_the_first_expert_is_read_again(mixtral, monkeypatch):
+    folder, _, _ = mixtral
+    policy = policy_of(disk_experts=3, disk_buffers=4)
+    store = DiskStore(policy, plan_for(folder, policy).model, folder)
+    store.read(0, 0)
+    first = store.expert().clone()
+    store.used()
+    store.read(0, 1)
+    asked = noting(monkeypatch)
+    store.begin_round()
+    store.read(0, 0)
+
+    assert asked == [(0, 1), (0, 2), (0, 3), (1, 1)]
+    assert torch.equal(store.expert(), first)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 9])
+def test_a_piece_is_read_whole_in_any_number_of_requests(tmp_path, monkeypatch, blocks):
+    monkeypatch.setattr("executor.direct.REQUEST_BYTES", blocks * DISK_BLOCK_BYTES)
     path = tmp_path / "file"
     content = os.urandom(8 * DISK_BLOCK_BYTES)
     path.write_bytes(content)
     target = aligned_memory(5 * DISK_BLOCK_BYTES)
 
-    DirectFile(path, requests).read(2 * DISK_BLOCK_BYTES, target)
+    DirectFile(path).read(2 * DISK_BLOCK_BYTES, target)
 
     assert bytes(target.numpy()) == content[2 * DISK_BLOCK_BYTES : 7 * DISK_BLOCK_BYTES]
     assert isinstance(target, torch.Tensor)

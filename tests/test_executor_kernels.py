@@ -155,6 +155,11 @@ def test_the_workspace_suffices_when_all_tokens_choose_the_same_expert():
     assert 0 < workspace.peak_bytes <= workspace.capacity_bytes
 
 
+def attend_alone(query, keys, values, out, form):
+    """Attend within one prompt."""
+    prefill_attention(query.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), out.unsqueeze(0), form)
+
+
 def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
     """Ragged sequences: the last row of causal attention is what one decode step computes."""
     model = ModelSpec(
@@ -189,7 +194,7 @@ def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
 
     for index, (queries, keys, values) in enumerate(sequences):
         whole = torch.empty(lens[index] + 1, 6 * 16)
-        prefill_attention(queries, keys.transpose(0, 1), values.transpose(0, 1), whole, AttentionForm(scale=0.25))
+        attend_alone(queries, keys.transpose(0, 1), values.transpose(0, 1), whole, AttentionForm(scale=0.25))
         torch.testing.assert_close(out[index].flatten(), whole[-1], rtol=1e-4, atol=1e-5)
 
 
@@ -198,11 +203,29 @@ def test_prefill_attention_is_causal_and_grouped():
     query, keys, values = torch.randn(9, 6, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
     out = torch.empty(9, 48)
 
-    prefill_attention(query, keys, values, out, AttentionForm(scale=8**-0.5))
+    attend_alone(query, keys, values, out, AttentionForm(scale=8**-0.5))
 
     keys, values = (part.repeat_interleave(3, dim=0) for part in (keys, values))
     expected = F.scaled_dot_product_attention(query.transpose(0, 1), keys, values, is_causal=True)
     torch.testing.assert_close(out.view(9, 6, 8), expected.transpose(0, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [AttentionForm(scale=0.3), AttentionForm(scale=0.3, window=4), AttentionForm(scale=0.3, sinks=torch.ones(6))],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_of_one_length_attend_together_as_each_does_alone(form, dtype):
+    torch.manual_seed(1)
+    query = torch.randn(3, 9, 6, 16).to(dtype)
+    keys, values = (torch.randn(3, 2, 9, 16).to(dtype) for _ in range(2))
+    together, alone = torch.empty(3, 9, 96, dtype=dtype), torch.empty(3, 9, 96, dtype=dtype)
+
+    prefill_attention(query, keys, values, together, form)
+    for at in range(3):
+        attend_alone(query[at], keys[at], values[at], alone[at], form)
+
+    assert torch.equal(together, alone)
 
 
 @pytest.mark.parametrize(("num_elements", "num_pages"), [(0, 3), (5, 4), (1000, 7), (4096, 1), (100_000, 13)])

@@ -130,7 +130,7 @@ def test_an_expert_on_disk_takes_its_bytes_from_host_memory_for_a_ring_that_stay
     expert = spec.expert_parameters * 4
 
     assert [one.expert_weights for one in held] == [2 * kept * expert for kept in (8, 7, 0)]
-    assert [one.page_buffers for one in held] == [0, 2 * expert, 2 * expert]
+    assert [one.page_buffers for one in held] == [0, 6 * expert, 6 * expert]
     assert held[0].activations < held[1].activations == held[2].activations
 
 

@@ -1,11 +1,12 @@
 import random
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 
 from executor.measure import WaveSpans, measured
 from executor.running import Span
-from executor.wave import deal_waves, make_wave
+from executor.wave import MicroBatch, deal_waves, make_wave
 from hrm.compare import KindTime
 from hrm.dtypes import DType
 from hrm.policy import Policy, Processor, ScheduleName
@@ -51,7 +52,7 @@ def test_micro_batches_lie_one_behind_the_other():
     assert (first.token_first, first.token_last) == (0, first.num_tokens)
     assert (second.token_first, second.token_last) == (first.num_tokens, sum(lens))
     assert third.num_tokens == 0
-    assert second.rows(1) == slice(second.prompt_lens[0], second.prompt_lens[0] + second.prompt_lens[1])
+    assert second.rows(1, 2) == slice(second.prompt_lens[0], second.prompt_lens[0] + second.prompt_lens[1])
 
 
 def test_phases_end_with_the_first_tokens_and_look_ahead_counts_where_it_ran():
@@ -89,3 +90,19 @@ def test_where_a_head_follows_split_experts_it_makes_the_first_tokens():
     windows = WaveSpans(begun_s=0.0, spans=(*posts, *heads, later)).windows
 
     assert windows == {Phase.PREFILL: (0.0, 6.0), Phase.DECODE: (6.0, 9.0)}
+
+
+@pytest.mark.parametrize(
+    ("lens", "most", "expected"),
+    [
+        ((3, 3, 3, 2, 2), 6, [(0, 2), (2, 3), (3, 5)]),
+        ((9, 4, 4), 4, [(0, 1), (1, 2), (2, 3)]),
+        ((0, 5, 0, 0), 100, [(1, 2)]),
+        ((), 4, []),
+    ],
+)
+def test_runs_are_of_one_length_and_hold_so_many_tokens(lens, most, expected):
+    starts = tuple(accumulate(lens, initial=0))
+    batch = MicroBatch(first=0, last=len(lens), prompt_lens=lens, token_starts=starts)
+
+    assert list(batch.runs(most)) == expected

@@ -173,7 +173,10 @@ class Mixture {
     }
 
     void run() {
-        share_out(job_.tokens, static_cast<double>(job_.tokens * job_.hidden), num_threads_, [&](int64_t token) {
+        const std::vector<int64_t> wanted = wanted_tokens();
+        const int64_t count = static_cast<int64_t>(wanted.size());
+        share_out(count, static_cast<double>(count * job_.hidden), num_threads_, [&](int64_t i) {
+            const int64_t token = wanted[i];
             kernels_.pack(job_.x, token * job_.hidden, job_.x_is_bfloat16, job_.hidden, at(job_.memory, token * x_bytes_));
         });
         // As many whole experts as the rows hold; one with more rows than that is taken in parts.
@@ -211,6 +214,17 @@ class Mixture {
             tokens_[row] = i / job_.per_token;
             shares_[row] = job_.shares[i];
         }
+    }
+
+    // Tokens that go to an expert, each once: all of them where every expert of a layer is here, a few where one is.
+    std::vector<int64_t> wanted_tokens() const {
+        std::vector<char> goes(job_.tokens);
+        for (const int64_t token : tokens_) goes[token] = 1;
+        std::vector<int64_t> wanted;
+        wanted.reserve(std::min<size_t>(tokens_.size(), goes.size()));
+        for (int64_t token = 0; token < job_.tokens; ++token)
+            if (goes[token]) wanted.push_back(token);
+        return wanted;
     }
 
     bool has(int64_t expert) const { return expert >= job_.first_expert && expert < job_.first_expert + job_.num_experts; }

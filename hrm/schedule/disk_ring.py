@@ -27,8 +27,9 @@ class DiskRing:
     def __init__(self, policy: Policy, model: ModelSpec) -> None:
         self.layers = model.moe_layers
         self.parts = policy.disk_experts
-        self._in_pass = self.parts * len(self.layers)
-        self.buffers = min(policy.num_disk_buffers(model), self._in_pass)
+        self.in_pass = self.parts * len(self.layers)
+        """Experts read in a pass."""
+        self.buffers = min(policy.num_disk_buffers(model), self.in_pass)
         """Buffers used; never more than a pass reads experts, so that a read waits for nothing older than one pass."""
         self._ordinal = {layer: ordinal for ordinal, layer in enumerate(self.layers)}
 
@@ -38,11 +39,7 @@ class DiskRing:
 
     def use(self, pass_index: int, layer: int, part: int) -> int:
         """Return the number of an expert's use over the run."""
-        return pass_index * self._in_pass + self._ordinal[layer] * self.parts + part
-
-    def buffer(self, pass_index: int, layer: int, part: int) -> int:
-        """Return the number of the buffer that an expert is read into."""
-        return self.use(pass_index, layer, part) % self.buffers
+        return pass_index * self.in_pass + self._ordinal[layer] * self.parts + part
 
     def before(self, layer: int, part: int) -> Use:
         """Return the expert that was last in the buffer which this one is read into."""
@@ -50,6 +47,6 @@ class DiskRing:
 
     def at(self, use: int) -> Use:
         """Return the expert of a use's number; its pass is minus `passes_ago`."""
-        pass_index, place = divmod(use, self._in_pass)
+        pass_index, place = divmod(use, self.in_pass)
         ordinal, part = divmod(place, self.parts)
         return Use(self.layers[ordinal], part, -pass_index)
