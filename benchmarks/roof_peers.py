@@ -103,7 +103,7 @@ def fio(path: str, size: int, depth: int) -> Rate:
 
 
 def executor(path: str, size: int) -> Rate:
-    """Make the rate at which the executor reads, expert after expert: one ahead, each in a few requests of this size."""
+    """Make the rate at which the executor reads, expert after expert: one ahead, each in such requests."""
     file, expert_bytes = DirectFile(Path(path)), REQUESTS * size
     buffers = aligned_buffers(expert_bytes, 2)
     places = itertools.cycle(range(0, GIB, expert_bytes))
