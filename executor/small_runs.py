@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from executor.checkpoint import synth
@@ -25,7 +26,10 @@ from hrm.workload import Workload
 
 __all__ = ["small_runs"]
 
-PROMPT_LEN, GEN_LEN, SEQUENCES = 16, 10, 4
+PROMPT_LEN, GEN_LEN, REPEATS = 16, 4, 3
+FEW, MANY, MICRO_BATCHES = 4, 16, 2
+"""Sequences of a micro-batch: what the profile does not explain of the difference goes by the sequence. Two such, for
+in a job other lanes work beside a task, and wait for the same interpreter."""
 SMALL = ModelSpec(
     name="small",
     family="mixtral",
@@ -52,19 +56,24 @@ class _Job:
 
 
 def small_runs(backend: Backend, budget_s: float = math.inf) -> tuple[TaskRun, ...]:
-    """Run the small model by each placement that the backend has room for; no further one when the time is spent."""
+    """Run the small model by each placement that the backend has room for; no further one when the time is spent.
+
+    First with few sequences, then with many.
+    """
     end_s = time.perf_counter() + budget_s
-    workload = Workload.from_prompt_lens((PROMPT_LEN,) * SEQUENCES, GEN_LEN)
-    prompts = [Prompt(id=str(index), tokens=(index + 1,) * PROMPT_LEN) for index in range(SEQUENCES)]
     runs: list[TaskRun] = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "small"
         synth(checkpoint, SMALL)
-        for policy in _policies():
+        for sequences, policy in product((FEW, MANY), _policies()):
+            batch = MICRO_BATCHES * sequences
+            policy = replace(policy, batch_size=batch, micro_batch_size=sequences)
+            workload = Workload.from_prompt_lens((PROMPT_LEN,) * batch, GEN_LEN)
             needed_bytes = ledger(policy, SMALL, workload).gpu.total_bytes
             has_room = needed_bytes <= backend.memory_capacity_bytes - backend.memory_used_bytes
             if has_room and (not runs or time.perf_counter() < end_s):
                 job = _Job(policy=policy, model=SMALL, workload=workload)
+                prompts = [Prompt(id=str(index), tokens=(index + 1,) * PROMPT_LEN) for index in range(batch)]
                 seconds = _task_seconds(Engine(job, checkpoint, backend), prompts)
                 runs.append(TaskRun(policy=policy, model=SMALL, workload=workload, seconds=seconds))
     return tuple(runs)
@@ -73,8 +82,8 @@ def small_runs(backend: Backend, budget_s: float = math.inf) -> tuple[TaskRun, .
 def _policies() -> Iterator[Policy]:
     """Yield attention on the CPU, on the GPU, there with the cache on the host, split experts, all on the CPU."""
     policy = Policy(
-        batch_size=SEQUENCES,
-        micro_batch_size=SEQUENCES,
+        batch_size=FEW,
+        micro_batch_size=FEW,
         attention_device=Processor.CPU,
         ffn_device=Processor.GPU,
         resident_experts=SMALL.num_experts,
@@ -91,11 +100,14 @@ def _policies() -> Iterator[Policy]:
     yield replace(policy, ffn_device=Processor.CPU, resident_experts=0, schedule=ScheduleName.HOST)
 
 
-def _task_seconds(engine: Engine, prompts: list[Prompt]) -> dict[TaskKind, float]:
-    """Return the median seconds of a decode task of each kind."""
-    by_kind: dict[TaskKind, list[float]] = {}
-    for wave in engine.generate(prompts).waves:
-        for span in wave.spans:
-            if span.phase is Phase.DECODE:
-                by_kind.setdefault(span.key.kind, []).append(span.ended_s - span.started_s)
-    return {kind: statistics.median(seconds) for kind, seconds in by_kind.items()}
+def _task_seconds(engine: Engine, prompts: list[Prompt]) -> dict[Phase, dict[TaskKind, float]]:
+    """Return the median seconds of a task of each kind by phase; over several runs: prefill is short."""
+    spans: dict[Phase, dict[TaskKind, list[float]]] = {phase: {} for phase in Phase}
+    for _ in range(REPEATS):
+        for wave in engine.generate(prompts).waves:
+            for span in wave.spans:
+                spans[span.phase].setdefault(span.key.kind, []).append(span.ended_s - span.started_s)
+    return {
+        phase: {kind: statistics.median(seconds) for kind, seconds in by_kind.items()}
+        for phase, by_kind in spans.items()
+    }

@@ -111,9 +111,9 @@ def task_costs(
     grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind
 ) -> dict[TaskKind, Cost]:
     """Return what each kind of task costs for one micro-batch (or page) in a layer of a kind; without the head."""
-    choices, main = grid.template, str(grid.template.main_device)
+    choices = grid.template
     costs = {
-        TaskKind.PRE_ATTENTION: _work([operators.qkv_proj(model, shape.tokens, choices.weight_dtype)], rates, main),
+        TaskKind.PRE_ATTENTION: _pre_attention(grid, model, rates, shape),
         TaskKind.ATTENTION: attention_cost(grid, model, rates, shape, layer),
         TaskKind.POST_ATTENTION: _post_attention(grid, model, rates, shape, layer),
     }
@@ -171,20 +171,32 @@ def _work(parts: Iterable[Operator], rates: Rates, level: str) -> Cost:
     return add_costs(operator_cost(part, rates, level) for part in parts)
 
 
+def _pre_attention(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> Cost:
+    """Count the projections, and of the element-wise work the norm before them and the rotation behind."""
+    dtype, main = grid.template.weight_dtype, str(grid.template.main_device)
+    projections = operator_cost(operators.qkv_proj(model, shape.tokens, dtype), rates, main)
+    return add_costs([projections, _elementwise(grid, model, rates, shape).times(operators.share_before(model))])
+
+
+def _elementwise(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> Cost:
+    """Count all of a layer's element-wise work, which is measured as one chain."""
+    choices = grid.template
+    work = operators.elementwise(model, shape.tokens, choices.weight_dtype)
+    return operator_cost(work, rates, str(choices.main_device))
+
+
 def _post_attention(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind) -> Cost:
-    """Count the output projection, element-wise work and the FFN, its routed experts unless the CPU has some."""
+    """Count the output projection, later element-wise work and the FFN, its routed experts unless the CPU has some."""
     choices, tokens, main = grid.template, shape.tokens, str(grid.template.main_device)
-    parts = [
-        operators.o_proj(model, tokens, choices.weight_dtype),
-        operators.elementwise(model, tokens, choices.weight_dtype),
-    ]
+    parts = [operators.o_proj(model, tokens, choices.weight_dtype)]
     if not layer.moe:
         parts.append(operators.dense_ffn(model, tokens, choices.weight_dtype))
     elif model.num_experts > 1:
         parts.append(operators.router(model, tokens, choices.weight_dtype))
     if layer.moe and model.shared_intermediate_size:
         parts.append(operators.shared_experts(model, tokens, choices.weight_dtype))
-    work = _work(parts, rates, main)
+    behind = _elementwise(grid, model, rates, shape).times(1.0 - operators.share_before(model))
+    work = add_costs([_work(parts, rates, main), behind])
     if layer.moe and not splits_experts(grid, model):
         routed = operator_cost(_experts(grid, model, shape, share=1.0), rates, main)
         work = add_costs([work, routed.times(np.where(grid.disk_experts > 0, 0.0, 1.0)) if grid.reads_disk else routed])

@@ -20,7 +20,7 @@ from hrm.errors import FileError, SchemaError
 from hrm.files import from_plain, read_yaml
 from hrm.hardware_check import check_profile
 from hrm.records import record
-from hrm.schedule.task import TaskKind
+from hrm.schedule.task import Phase, TaskKind
 from hrm.units import NonNegative, NonNegativeInt, Positive, PositiveInt, Share
 
 __all__ = [
@@ -164,7 +164,8 @@ class HardwareProfile:
 
     `contention` gives, per lane, the share of its own rate that it keeps while the other lanes are busy. `shared` gives
     what lanes draw on together; without it they share host memory alone (`hrm.rates`). `task_s` gives, by placement
-    (`hrm.rates.placement_of`) and kind of task, what a task takes beyond its kernels and bytes.
+    (`hrm.rates.placement_of`) and kind of task, what a task takes beyond its kernels and bytes; `sequence_s`, by
+    placement, phase and kind, what it takes besides for each sequence that it goes through (`hrm.lanes.items_of`).
     `provenance` says for each dotted field path where the number comes from (`hrm.provenance`). `system` says in
     words how the machine was set while it was measured: processor, kernel, huge pages, load, command.
     """
@@ -181,6 +182,7 @@ class HardwareProfile:
     contention: dict[str, Share] = field(default_factory=dict)
     shared: dict[str, SharedRate] = field(default_factory=dict)
     task_s: dict[str, dict[TaskKind, NonNegative]] = field(default_factory=dict)
+    sequence_s: dict[str, dict[Phase, dict[TaskKind, NonNegative]]] = field(default_factory=dict)
     system: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
 

@@ -23,7 +23,7 @@ from hrm.schedule.sharing import Shared, Work
 from hrm.schedule.task import Lane, Phase, Task, TaskKind
 from hrm.workload import Workload
 
-__all__ = ["LaneWork", "PassCosts", "at_step", "contended", "lane_work", "pass_costs"]
+__all__ = ["LaneWork", "PassCosts", "at_step", "contended", "items_of", "lane_work", "pass_costs"]
 
 _LINKS = (Lane.H2D, Lane.D2H, Lane.DISK)
 _PAGE_KINDS = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
@@ -179,7 +179,8 @@ def pass_costs(
     def costs_of(size: Reals) -> tuple[dict[LayerKind, Kinds], Cost]:
         shape = PassShape(phase=phase, sequences=size, step=step, workload=workload)
         by_layer = {
-            layer: _as_tasks(task_costs(grid, model, rates, shape, layer), grid, rates) for layer in model.layer_kinds
+            layer: _as_tasks(task_costs(grid, model, rates, shape, layer), grid, model, rates, shape)
+            for layer in model.layer_kinds
         }
         return by_layer, head_cost(grid, model, rates, size)
 
@@ -200,12 +201,17 @@ def pass_costs(
     return replace(costs, summed=_summed(costs))
 
 
-def _as_tasks(costs: Kinds, grid: PolicyGrid, rates: Rates) -> Kinds:
+def items_of(kind: TaskKind, model: ModelSpec, sequences: Reals) -> Reals:
+    """Return what a task goes through one by one: its sequences; of a cache that is fetched, the heads of each."""
+    return sequences * (model.cache_parts * model.cache_heads[0] if kind is TaskKind.KV_LOAD else 1)
+
+
+def _as_tasks(costs: Kinds, grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> Kinds:
     """Add to each task that has something to do what it takes beyond its kernels and bytes."""
     found = {}
     for kind, cost in costs.items():
-        extra_s = rates.task_s(grid.template, kind)
-        if extra_s:
+        extra_s = rates.task_s(grid.template, kind, shape.phase, items_of(kind, model, shape.sequences))
+        if np.any(extra_s):
             beyond_s = extra_s * np.sign(cost.seconds)
             cost = add_costs([cost, Cost(seconds=beyond_s, latency_s=beyond_s)])
         found[kind] = cost
@@ -223,7 +229,7 @@ def at_step(costs: PassCosts, rates: Rates, workload: Workload, step: float) -> 
             changed = {TaskKind.ATTENTION: attention_cost(grid, model, rates, shape, layer)}
             if TaskKind.KV_LOAD in kinds:
                 changed[TaskKind.KV_LOAD] = kv_load_cost(grid, model, rates, shape, layer)
-            found[layer] = kinds | _as_tasks(changed, grid, rates)
+            found[layer] = kinds | _as_tasks(changed, grid, model, rates, shape)
         return found
 
     full = moved(costs.full, grid.micro_batch_size)

@@ -30,6 +30,7 @@ __all__ = [
     "o_proj",
     "qkv_proj",
     "router",
+    "share_before",
     "shared_experts",
 ]
 
@@ -238,6 +239,20 @@ def dense_ffn(model: ModelSpec, tokens: Reals, dtype: DType) -> Operator:
     return _ffn("dense_ffn", model, tokens, model.dense_intermediate_size, dtype)
 
 
+def share_before(model: ModelSpec) -> float:
+    """Return the share of `elementwise` that comes before attention, by bytes: the first norm, what RoPE turns."""
+    first = 2.0 * model.hidden_size + 2.0 * sum(_turned_and_inner(model))
+    return first / (first + 8.0 * model.hidden_size)
+
+
+def _turned_and_inner(model: ModelSpec) -> tuple[int, int]:
+    """Return how many elements of a token RoPE turns, and how many have inner norms of latent attention."""
+    heads, latent = model.num_query_heads, model.latent
+    if latent is None:
+        return (heads + model.num_kv_heads) * model.head_dim, 0
+    return (heads + 1) * latent.rope_head_dim, latent.kv_lora_rank + (latent.q_lora_rank or 0)
+
+
 def elementwise(model: ModelSpec, tokens: Reals, dtype: DType) -> Operator:
     """Count a layer's element-wise work beside attention and FFN: norms, RoPE, residual additions, router's softmax.
 
@@ -245,11 +260,8 @@ def elementwise(model: ModelSpec, tokens: Reals, dtype: DType) -> Operator:
     reads two and writes one), two over what RoPE turns and over the compressed queries and latents that have norms of
     their own. The router's scores are too few to count.
     """
-    hidden, latent, heads = model.hidden_size, model.latent, model.num_query_heads
-    turned, normed = (heads + model.num_kv_heads) * model.head_dim, 2 * hidden
-    inner = 0
-    if latent is not None:
-        turned, inner = (heads + 1) * latent.rope_head_dim, latent.kv_lora_rank + (latent.q_lora_rank or 0)
+    hidden, normed = model.hidden_size, 2 * model.hidden_size
+    turned, inner = _turned_and_inner(model)
     scores = model.num_experts if model.num_experts > 1 else 0
     flop = _NORM_FLOP * (normed + inner) + 2 * _RESIDUAL_FLOP * hidden + _ROPE_FLOP * turned + _SOFTMAX_FLOP * scores
     return Operator(

@@ -296,4 +296,5 @@ def _wave(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workload:
     if fidelity is not Fidelity.SIMULATED:
         return bounds
     loads = [PassLoad(phase=costs.phase, work_of=costs.remembered(), count=count) for count, costs in passes]
-    return replace(bounds, simulated=simulate_passes(build_schedule(policy, model), loads, rates.shared))
+    found = simulate_passes(build_schedule(policy, model), loads, rates.shared, kept=rates.kept)
+    return replace(bounds, simulated=found)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import field
 
 from hrm.achievable import DeviceClass, Trait, default
+from hrm.arrays import Reals
 from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
 from hrm.hardware import HardwareProfile, Level, Link, Rate
@@ -17,7 +18,7 @@ from hrm.policy import Policy, Processor, ScheduleName
 from hrm.records import record
 from hrm.roofline import computing_rates
 from hrm.schedule.sharing import Shared
-from hrm.schedule.task import Lane, TaskKind
+from hrm.schedule.task import Lane, Phase, TaskKind
 
 __all__ = ["Rates", "class_of", "placement_of"]
 
@@ -156,9 +157,16 @@ class Rates:
             return 0.0
         return self.trait(Trait.LAUNCH, level) if place.launch_s is None else place.launch_s
 
-    def task_s(self, policy: Policy, kind: TaskKind) -> float:
-        """Return what a task takes beyond its kernels and bytes (nothing at peaks, or where it was not measured)."""
-        return self.hardware.task_s.get(placement_of(policy, kind), {}).get(kind, 0.0) if self.measured else 0.0
+    def task_s(self, policy: Policy, kind: TaskKind, phase: Phase, items: Reals) -> Reals:
+        """Return what a task takes beyond its kernels and bytes (nothing at peaks, or where it was not measured).
+
+        `items` is what it goes through one by one.
+        """
+        if not self.measured:
+            return 0.0
+        place = placement_of(policy, kind)
+        each_s = self.hardware.sequence_s.get(place, {}).get(phase, {}).get(kind, 0.0)
+        return self.hardware.task_s.get(place, {}).get(kind, 0.0) + (each_s * items if each_s else 0.0)
 
     @property
     def staging_bytes_per_s(self) -> float:
@@ -191,6 +199,11 @@ class Rates:
             )
         rate = self.read_bytes_per_s("cpu")
         return (Shared(name="host_memory", bytes_per_s=rate, drawn_by=HOST_MEMORY_LANES),)
+
+    @property
+    def kept(self) -> dict[Lane, float]:
+        """The share of its own rate that each lane keeps beside busy ones, as far as that was measured."""
+        return _by_lane(self.hardware.contention) if self.measured else {}
 
     def table(self, level: str, kernel: Kernel, dtype: DType) -> CeilingTable | None:
         """Return the measured table of a kernel, where there is one and the fidelity looks at it."""

@@ -8,7 +8,15 @@ import pytest
 from hrm.achievable import Trait
 from hrm.estimate import Fidelity
 from hrm.hardware import Measurement, Rate
-from hrm.interval import MODEL_ERROR, TO_80_PERCENT, interval_around, uncertainties, with_assumed
+from hrm.interval import (
+    MODEL_ERROR,
+    PHASE_ERRORS,
+    TO_80_PERCENT,
+    interval_around,
+    intervals_around,
+    uncertainties,
+    with_assumed,
+)
 from hrm.policy import PolicyGrid
 from hrm.predict import predict_grid
 from tests.machines import machine, model, policy, with_link, workload
@@ -48,6 +56,20 @@ def test_what_a_profile_assumes_itself_is_not_doubted():
     factor = math.exp(TO_80_PERCENT * MODEL_ERROR)
     assert around.high == pytest.approx(throughput(sure) * factor)
     assert around.low == pytest.approx(throughput(sure) / factor)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("end_to_end", MODEL_ERROR), ("prefill", PHASE_ERRORS["prefill"]), ("decode.gpu", PHASE_ERRORS["decode"])],
+)
+def test_a_phase_and_its_parts_have_a_model_error_of_their_own(name, error):
+    sure = with_all_assumed(machine())
+
+    around = intervals_around({name: 2.0}, sure, lambda _: {name: 2.0})[name]
+
+    assert (around.low, around.high) == pytest.approx(
+        (2.0 / math.exp(TO_80_PERCENT * error), 2.0 * math.exp(TO_80_PERCENT * error))
+    )
 
 
 @pytest.mark.parametrize("iqr", [0.0, 1e3, 4e3])

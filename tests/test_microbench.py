@@ -315,3 +315,10 @@ def test_host_profile_has_no_device():
     level = profile.level("cpu")
     assert level.usable_bytes < level.capacity_bytes
     assert level.compute_flop_per_s[DType.FLOAT32].roof > 1e8
+
+
+def test_two_threads_have_no_more_than_two_cores_and_the_caller_keeps_its_own_number():
+    threads = torch.get_num_threads()
+
+    assert 0.2 <= measure.cores_kept() <= 1.0
+    assert torch.get_num_threads() == threads

@@ -202,6 +202,13 @@ def test_elementwise_work_is_listed_apart_and_is_small():
     assert 0 < sum(part.elementwise_flop for part in parts) < 0.01 * sum(part.flop for part in parts)
 
 
+def test_element_wise_work_before_attention_is_the_first_norm_and_what_turns():
+    """Of one token in a layer of 16 hidden elements, 4 query heads and 2 KV heads of 4, by the bytes of all passes."""
+    whole = float(operators.elementwise(model(), 1, DType.FLOAT32).activation_bytes)
+
+    assert operators.share_before(model()) * whole == pytest.approx((2 * 16 + 2 * (4 + 2) * 4) * 4)
+
+
 def test_elementwise_flop_are_those_of_the_formulas():
     """Of one token in a layer of 16 hidden elements, 4 query heads and 2 KV heads of 4, 2 of 4 experts of 24."""
     spec = model()

@@ -11,7 +11,7 @@ from hrm.dtypes import DType
 from hrm.estimate import Fidelity
 from hrm.hardware import EmulatedSpec
 from hrm.lanes import pass_costs
-from hrm.microbench.overheads import TaskRun, overheads
+from hrm.microbench.overheads import TaskRun, by_sequence, overheads
 from hrm.policy import PolicyGrid, Processor, ScheduleName
 from hrm.predict import predict
 from hrm.rates import Rates, placement_of
@@ -68,9 +68,11 @@ def test_what_the_profile_explains_is_taken_off():
         model=model(),
         workload=replace(workload(), gen_len=2),
         seconds={
-            TaskKind.POST_ATTENTION: float(explained[TaskKind.POST_ATTENTION].seconds) + 0.5,
-            TaskKind.PRE_ATTENTION: 0.0,
-            TaskKind.PAGE_COPY: 9.0,
+            Phase.DECODE: {
+                TaskKind.POST_ATTENTION: float(explained[TaskKind.POST_ATTENTION].seconds) + 0.5,
+                TaskKind.PRE_ATTENTION: 0.0,
+                TaskKind.PAGE_COPY: 9.0,
+            }
         },
     )
 
@@ -112,7 +114,7 @@ def test_of_tasks_that_do_the_same_in_two_runs_the_first_counts():
             policy=policy(batch_size=2, micro_batch_size=2, cpu_experts=on_cpu),
             model=model(),
             workload=replace(workload(), gen_len=2),
-            seconds={TaskKind.ATTENTION: seconds, TaskKind.CPU_EXPERTS: 100.0},
+            seconds={Phase.DECODE: {TaskKind.ATTENTION: seconds, TaskKind.CPU_EXPERTS: 100.0}},
         )
         for on_cpu, seconds in ((0, first_s), (1, 7.0))
     ]
@@ -121,6 +123,54 @@ def test_of_tasks_that_do_the_same_in_two_runs_the_first_counts():
 
     assert found["attention_on_cpu"] == {TaskKind.ATTENTION: pytest.approx(0.5)}
     assert set(found["split_experts"]) == {TaskKind.CPU_EXPERTS}
+
+
+def run_of(sequences, phase, **beyond_s):
+    """Return a small run whose tasks took so much longer than the machine explains."""
+    of = policy(batch_size=sequences, micro_batch_size=sequences)
+    small = replace(workload(), gen_len=2)
+    rates = Rates(hardware=machine(), measured=True)
+    explained = only(pass_costs(PolicyGrid.of(of), model(), rates, small, phase, 1.0 if phase is Phase.DECODE else 0.0))
+    seconds = {TaskKind(kind): float(explained[TaskKind(kind)].seconds) + extra for kind, extra in beyond_s.items()}
+    return TaskRun(policy=of, model=model(), workload=small, seconds={phase: seconds})
+
+
+def test_what_grows_with_the_sequences_is_paid_by_sequence_where_they_are_gone_through_one_by_one():
+    runs = [
+        run_of(2, Phase.PREFILL, qkv_offload=0.5, post_attention=0.5, attention=0.7),
+        run_of(6, Phase.PREFILL, qkv_offload=2.5, post_attention=2.5, attention=0.6),
+    ]
+
+    found = by_sequence(machine(), runs)
+
+    assert found == {
+        "attention_on_cpu": {
+            Phase.PREFILL: {TaskKind.QKV_OFFLOAD: pytest.approx(0.5), TaskKind.ATTENTION: pytest.approx(0.0)}
+        }
+    }
+
+
+def test_a_task_takes_longer_by_each_of_its_sequences_in_the_phase_alone():
+    each = {"attention_on_cpu": {Phase.PREFILL: {TaskKind.QKV_OFFLOAD: 0.25}}}
+    slower = replace(machine(), sequence_s=each)
+    of = policy(batch_size=6, micro_batch_size=3)
+
+    prefill, decode = (only(costs(slower, phase, of=of)) for phase in Phase)
+
+    plain = only(costs(machine(), Phase.PREFILL, of=of))
+    for kind, cost in plain.items():
+        extra_s = 3 * 0.25 if kind is TaskKind.QKV_OFFLOAD else 0.0
+        assert prefill[kind].seconds - cost.seconds == pytest.approx(extra_s)
+    assert decode == only(costs(machine(), Phase.DECODE, of=of))
+
+
+def test_the_part_of_a_task_that_goes_by_the_sequence_is_not_charged_twice():
+    run = run_of(4, Phase.DECODE, attention=2.0)
+    each = {"attention_on_cpu": {Phase.DECODE: {TaskKind.ATTENTION: 0.25}}}
+
+    by_task = overheads(replace(machine(), sequence_s=each), [run])
+
+    assert by_task == {"attention_on_cpu": {TaskKind.ATTENTION: pytest.approx(1.0)}}
 
 
 def test_the_executor_runs_every_placement_that_there_is_room_for():
@@ -134,11 +184,14 @@ def test_the_executor_runs_every_placement_that_there_is_room_for():
 
     kind = TaskKind.POST_ATTENTION
     placements = [placement_of(run.policy, kind) for run in runs]
-    assert placements == ["attention_on_cpu", "attention_on_gpu", "kv_transfer", "split_experts", "all_on_cpu"]
-    assert [placement_of(run.policy, kind) for run in alone] == ["all_on_cpu"]
-    assert all(seconds > 0 for run in runs for seconds in run.seconds.values())
-    assert TaskKind.KV_LOAD in runs[2].seconds
+    assert placements == 2 * ["attention_on_cpu", "attention_on_gpu", "kv_transfer", "split_experts", "all_on_cpu"]
+    assert [placement_of(run.policy, kind) for run in alone] == 2 * ["all_on_cpu"]
+    assert all(seconds > 0 for run in runs for found in run.seconds.values() for seconds in found.values())
+    assert TaskKind.KV_LOAD in runs[2].seconds[Phase.DECODE]
     assert {TaskKind.CPU_EXPERTS, TaskKind.GPU_EXPERTS, TaskKind.EXPERT_OFFLOAD, TaskKind.EXPERT_UPLOAD} <= set(
-        runs[3].seconds
+        runs[3].seconds[Phase.DECODE]
     )
+    few, many = runs[0], runs[5]
+    assert few.policy.micro_batch_size < many.policy.micro_batch_size
+    assert few.workload.mean_prompt_len == many.workload.mean_prompt_len
     assert SMALL.dtype is DType.BFLOAT16

@@ -23,6 +23,15 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_rest_says():
     assert drawn(Settings(top_k=3, top_p=0.5, seed=7), count=20) == {0: 1.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_of_equally_likely_tokens_the_first_is_taken(dtype):
+    logits = torch.zeros((3, 5000), dtype=dtype)
+    for row, places in enumerate(([4999], [17, 4000], [0])):
+        logits[row, places] = 1.0
+
+    assert pick(logits, [Settings()] * 3, [0] * 3).tolist() == [4999, 17, 0]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -299,6 +299,21 @@ def test_a_latency_draws_on_nothing():
     assert ends == pytest.approx({Lane.H2D: 3.0, Lane.CPU: 3.0})
 
 
+def test_beside_others_that_draw_a_lane_keeps_no_more_than_its_share():
+    """The kernel goes at half its pace while the copy crosses, which itself keeps all, and at its own from then on."""
+    copy = Task(key=TaskKey(TaskKind.PAGE_COPY, 0, 0), lane=Lane.H2D)
+    kernel = Task(key=TaskKey(TaskKind.ATTENTION, 0, 0), lane=Lane.CPU)
+    work = {Lane.H2D: Work(2.0, 1.0), Lane.CPU: Work(4.0, 1.0)}
+    memory = Shared(name="memory", bytes_per_s=1e9, drawn_by={Lane.CPU: 1.0, Lane.H2D: 1.0})
+    kept = {Lane.CPU: 0.5, Lane.H2D: 1.0}
+
+    beside = _one_pass([copy, kernel], lambda task: work[task.lane], [memory], kept)
+    alone = _one_pass([kernel], lambda task: work[task.lane], [memory], kept)
+
+    assert {one.task.lane: one.end_s for one in beside.tasks} == pytest.approx({Lane.H2D: 2.0, Lane.CPU: 5.0})
+    assert [one.end_s for one in alone.tasks] == pytest.approx([4.0])
+
+
 def test_who_asks_for_little_gets_it_and_the_others_divide_the_rest():
     assert fair_paces([[10.0], [60.0], [90.0]], [100.0]) == pytest.approx((1.0, 0.75, 0.5))
     assert fair_paces([[40.0], [60.0]], [100.0]) == (1.0, 1.0)
@@ -306,7 +321,7 @@ def test_who_asks_for_little_gets_it_and_the_others_divide_the_rest():
     assert fair_paces([[80.0, 10.0], [80.0, 0.0]], [80.0, 5.0]) == pytest.approx((0.5, 0.5))
 
 
-def _one_pass(tasks, work_of, shared):
+def _one_pass(tasks, work_of, shared, kept=None):
     walk = Walk(num_layers=1, layer=lambda _: tasks, like=lambda _: 0, main=Lane.CPU, reach=lambda _: 1)
     schedule = Schedule(prologue=(), walks=dict.fromkeys(Phase, walk))
-    return simulate_timeline(schedule, [PassLoad(phase=Phase.DECODE, work_of=work_of)], shared)
+    return simulate_timeline(schedule, [PassLoad(phase=Phase.DECODE, work_of=work_of)], shared, kept)

@@ -34,9 +34,8 @@ def validate(
     devices: Annotated[
         list[str] | None, typer.Option("--device", help="As for hrm profile; may be given again. Default four.")
     ] = None,
-    plans: Annotated[
-        int, typer.Option("--plans", min=1, help="Best plans, and as many drawn, per model and device.")
-    ] = 3,
+    plans: Annotated[int, typer.Option("--plans", min=1, help="Best plans per model and device.")] = 3,
+    spread: Annotated[int, typer.Option("--spread", min=1, help="Plans drawn from everywhere, likewise.")] = 3,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Runs of each case.")] = 3,
     case_s: Annotated[float, typer.Option("--case-s", min=0.1, help="Seconds that a run should take, about.")] = 3.0,
     budget_s: Annotated[
@@ -62,7 +61,7 @@ def validate(
     began_s = time.monotonic()
     sources = _sources(checkpoints, prompts)
     folder = _folder(output)
-    asked = Asked(plans=plans, case_s=case_s, seed=seed)
+    asked = Asked(plans=plans, spread=spread, case_s=case_s, seed=seed)
     with progress("validating") as say:
         machines = _machines(folder, devices or list(DEVICES), kernels_s, say)
         cases = _cases(folder, machines, sources, asked, say)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Folder", "run_cases"]
 
 
+WHOLE_CORES = 0.8
+"""Share of two cores' speed below which a run counts as disturbed: two threads of one core have some 0.6."""
+
+
 class Folder:
     """The files of a validation."""
 
@@ -89,10 +93,10 @@ def _append(path: Path, run: Run) -> None:
 
 def _run(case: Case, index: int, checkpoint: str, machine: HardwareProfile, folder: Folder) -> Run:
     from executor.prompts import read_prompts
-    from hrm.microbench.measure import CpuWatch
+    from hrm.microbench.measure import CpuWatch, cores_kept
     from hrm.validation.cases import Run
 
-    prompts = read_prompts(folder.prompts(case.job), checkpoint)
+    prompts, before = read_prompts(folder.prompts(case.job), checkpoint), cores_kept()
     began_s, watch = time.monotonic(), CpuWatch()
     try:
         generation, timeline = _generate(case, checkpoint, machine, prompts)
@@ -100,11 +104,14 @@ def _run(case: Case, index: int, checkpoint: str, machine: HardwareProfile, fold
         return Run(case=case.name, round=index, took_s=time.monotonic() - began_s, failed=str(error))
     finally:
         gc.collect()
+    took_s, beside = time.monotonic() - began_s, watch.contaminated()
+    kept = min(before, cores_kept())
     return Run(
         case=case.name,
         round=index,
-        took_s=time.monotonic() - began_s,
-        disturbed=watch.contaminated(),
+        took_s=took_s,
+        disturbed=beside or kept < WHOLE_CORES,
+        cores_kept=kept,
         measured=generation.measured,
         timeline=timeline if index == 0 else (),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -28,6 +29,8 @@ _SECOND_COLUMN_S = 0.3
 """What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
 _REPEAT_S, _MOST_CALLS = 0.01, 64
 """What a repeat should last at least, and how many calls of a kernel it may take for that."""
+_LONGEST_SLEEP_S, _CALLS_AFTER_SLEEPS = 2e-3, 5
+"""Sleep before a call of a slowed host, and such calls in a repeat, at most: after 2 ms a core is as idle as ever."""
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
 
 
@@ -147,14 +150,19 @@ def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: flo
 def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
     """Make a repeat of a kernel: several calls in a row, as in a run, where one kernel follows another on a lane.
 
-    A call on its own would find its threads asleep and its temporaries gone from the cache.
+    A call on its own would find its threads asleep and its temporaries gone from the cache. So it does on a slowed
+    host, which sleeps after each piece of work: there each call comes after such a sleep, a short one at least.
     """
 
     def alone() -> None:
         leave_out_sleep()
         call()
 
-    calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / bench.seconds(lane, alone)))
+    once_s, slowdown = bench.seconds(lane, alone), bench.slowdown(lane)
+    calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / once_s))
+    if slowdown > 1.0:
+        sleep_s = min((slowdown - 1.0) * once_s, _LONGEST_SLEEP_S)
+        return _after_sleeps(bench, lane, call, sleep_s, min(calls, _CALLS_AFTER_SLEEPS))
 
     def several() -> None:
         leave_out_sleep()
@@ -163,6 +171,27 @@ def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
 
     repeat = on_lane(bench.backend, lane, several)
     return lambda: repeat() / calls
+
+
+def _after_sleeps(bench: Bench, lane: Lane, call: Callable[[], object], sleep_s: float, calls: int) -> Timed:
+    """Make a repeat of calls with a sleep before each, which is not counted; its time is that of one of them."""
+    took_s = [0.0] * calls
+
+    def several() -> None:
+        leave_out_sleep()
+        for index in range(calls):
+            time.sleep(sleep_s)
+            begun_s = time.perf_counter()
+            call()
+            took_s[index] = time.perf_counter() - begun_s
+
+    repeat = on_lane(bench.backend, lane, several)
+
+    def once() -> float:
+        repeat()
+        return statistics.median(took_s)
+
+    return once
 
 
 def _ends(values: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+import torch
 
 from hrm.device.backend import Backend
 from hrm.device.streams import allowed_cores
@@ -25,7 +26,18 @@ Timed = Callable[[], float]
 Log = Callable[[T, "CpuUse"], None]
 """Is told of every round, also of those that are redone: what came of it, and what CPU time it took."""
 
-__all__ = ["MIN_ROUNDS", "CpuUse", "CpuWatch", "Timed", "clean_rounds", "measure", "on_lane", "summary", "warm_up"]
+__all__ = [
+    "MIN_ROUNDS",
+    "CpuUse",
+    "CpuWatch",
+    "Timed",
+    "clean_rounds",
+    "cores_kept",
+    "measure",
+    "on_lane",
+    "summary",
+    "warm_up",
+]
 
 MIN_ROUNDS = 3
 _SETTLED_ROUNDS, _SETTLED_SHARE = 5, 0.02
@@ -33,6 +45,7 @@ _SETTLED_ROUNDS, _SETTLED_SHARE = 5, 0.02
 _NOISY_SHARE = 0.1
 _FOREIGN_SHARE = 0.15
 """Share of one core that other processes may use during a round before it counts as contaminated."""
+_PROBE_SIZE = 768
 _CLOCK_TICKS_S = 0.03
 """What the kernel's CPU accounting, in ticks of 10 ms per core, may be off by."""
 _TASKS = Path("/proc/self/task")
@@ -97,6 +110,30 @@ def _waited_so_far_s() -> float:
         with suppress(OSError, IndexError, ValueError):  # a thread that has ended, a kernel without the figures
             waited_ns += int(task.read_text().split()[1])
     return waited_ns / 1e9
+
+
+def cores_kept() -> float:
+    """Return which share of twice one thread's speed two threads have just now, at a product that fits into caches.
+
+    A virtual machine's cores may be the threads of one real core for a while, or wait for each other, and no accounting
+    inside it shows that.
+    """
+    threads = torch.get_num_threads()
+    if len(allowed_cores()) < 2:
+        return 1.0
+    left, right = (torch.ones(_PROBE_SIZE, _PROBE_SIZE) for _ in range(2))
+    took_s: dict[int, list[float]] = {1: [], 2: []}
+    try:
+        for _ in range(MIN_ROUNDS):
+            for count, seconds in took_s.items():
+                torch.set_num_threads(count)
+                begun_s = time.perf_counter()
+                torch.mm(left, right)
+                seconds.append(time.perf_counter() - begun_s)
+    finally:
+        torch.set_num_threads(threads)
+    one_s, two_s = (statistics.median(seconds) for seconds in took_s.values())
+    return min(1.0, one_s / (2.0 * two_s))
 
 
 def on_lane(backend: Backend, lane: Lane, work: Callable[[], object]) -> Timed:

@@ -1,15 +1,16 @@
 """What a task costs beyond its kernels and bytes: the interpreter, views, waking up; found by running small ones.
 
 The executor runs a small model and hands in how long its tasks took; what their kernels' tables and the links explain
-of it is taken off.
+of it is taken off. What is left is paid by task, and where the executor goes through a task's sequences one by one, by
+sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from hrm.hardware import HardwareProfile
-from hrm.lanes import pass_costs
+from hrm.lanes import items_of, pass_costs
 from hrm.model import ModelSpec
 from hrm.policy import Policy, PolicyGrid
 from hrm.rates import Rates, placement_of
@@ -18,33 +19,65 @@ from hrm.schedule.task import Phase, TaskKind
 from hrm.units import NonNegative
 from hrm.workload import Workload
 
-__all__ = ["TaskRun", "overheads"]
+__all__ = ["BySequence", "TaskRun", "by_sequence", "overheads"]
 
 _WITHOUT = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
+_ONE_BY_ONE = {
+    Phase.PREFILL: (TaskKind.PRE_ATTENTION, TaskKind.ATTENTION, TaskKind.QKV_OFFLOAD),
+    Phase.DECODE: (TaskKind.KV_LOAD,),
+}
+"""Tasks in which the executor lays out, stores or copies a sequence's keys and values after the other's."""
+
+BySequence = dict[str, dict[Phase, dict[TaskKind, float]]]
 
 
 @record
 class TaskRun:
-    """A small job of one micro-batch, and the median seconds of a decode task of each kind."""
+    """A small job of one size of micro-batch, and the median seconds of a task of each kind by phase."""
 
     policy: Policy
     model: ModelSpec
     workload: Workload
-    seconds: dict[TaskKind, NonNegative]
+    seconds: dict[Phase, dict[TaskKind, NonNegative]]
 
 
 def overheads(profile: HardwareProfile, runs: Iterable[TaskRun]) -> dict[str, dict[TaskKind, float]]:
     """Return, by placement and kind, what tasks took beyond what the profile explains; never less than nothing.
 
-    Where several runs have tasks that do the same, the first one counts.
+    Decode tells, whose tasks are short; what goes by the sequence must be in the profile already. Where several runs
+    have tasks that do the same, the first one counts.
     """
     found: dict[str, dict[TaskKind, float]] = {}
     for run in runs:
-        rates, step = Rates(hardware=profile, measured=True), run.workload.gen_len / 2
-        costs = pass_costs(PolicyGrid.of(run.policy), run.model, rates, run.workload, Phase.DECODE, step)
-        explained = costs.full[run.model.layer_kind(0)]
-        for kind, seconds in run.seconds.items():
-            if kind in explained and kind not in _WITHOUT:
-                beyond_s = max(0.0, seconds - float(explained[kind].seconds))
-                found.setdefault(placement_of(run.policy, kind), {}).setdefault(kind, beyond_s)
+        for kind, beyond_s in _beyond(profile, run, Phase.DECODE):
+            found.setdefault(placement_of(run.policy, kind), {}).setdefault(kind, max(0.0, beyond_s))
     return found
+
+
+def by_sequence(profile: HardwareProfile, runs: Iterable[TaskRun]) -> BySequence:
+    """Return, by placement, phase and kind, what each further sequence adds to a task beyond what the profile explains.
+
+    It is the slope from the first run of a placement to the first one with more sequences, by what `items_of` counts.
+    """
+    first: dict[tuple[str, Phase, TaskKind], tuple[int, float]] = {}
+    found: BySequence = {}
+    for run in runs:
+        for phase, kinds in _ONE_BY_ONE.items():
+            for kind, beyond_s in _beyond(profile, run, phase):
+                place = placement_of(run.policy, kind)
+                items = int(items_of(kind, run.model, run.policy.micro_batch_size))
+                few, few_s = first.setdefault((place, phase, kind), (items, beyond_s))
+                if kind in kinds and items > few:
+                    slope_s = max(0.0, beyond_s - few_s) / (items - few)
+                    found.setdefault(place, {}).setdefault(phase, {}).setdefault(kind, slope_s)
+    return found
+
+
+def _beyond(profile: HardwareProfile, run: TaskRun, phase: Phase) -> Iterator[tuple[TaskKind, float]]:
+    """Yield by how much a run's tasks took longer than the profile explains, or how much shorter."""
+    rates, step = Rates(hardware=profile, measured=True), run.workload.gen_len / 2 if phase is Phase.DECODE else 0.0
+    costs = pass_costs(PolicyGrid.of(run.policy), run.model, rates, run.workload, phase, step)
+    explained = costs.full[run.model.layer_kind(0)]
+    for kind, seconds in run.seconds.get(phase, {}).items():
+        if kind in explained and kind not in _WITHOUT:
+            yield kind, seconds - float(explained[kind].seconds)

@@ -28,7 +28,7 @@ from hrm.microbench.machine import setting, system_facts
 from hrm.microbench.measure import CpuWatch
 from hrm.microbench.memory import MemorySamples, cache_samples, device_memory_samples, host_memory_samples
 from hrm.microbench.notes import Notes
-from hrm.microbench.overheads import TaskRun, overheads
+from hrm.microbench.overheads import TaskRun, by_sequence, overheads
 from hrm.microbench.shares import SMALL_JOB, kept_back_s, share_s
 from hrm.records import record
 from hrm.schedule.task import Lane
@@ -260,6 +260,9 @@ def profile_machine(
         facts["resumed"] = f"{len(run.journal.resumed)} sections from a run that was cut short"
     if ran:
         notes.other("task_s", "median task of a small job, less what kernels' tables and links explain of it")
+        notes.other(
+            "sequence_s", "the same by sequence: how much longer a small job with more sequences took beyond that"
+        )
     profile = HardwareProfile(
         name=request.name or (spec.name if spec else f"this-machine-{backend.name}"),
         description=f"{f'emulated device {spec.name} in ' if spec else ''}{setting()}",
@@ -273,6 +276,7 @@ def profile_machine(
         system=facts,
         provenance=notes.by_path,
     )
+    profile = replace(profile, sequence_s=by_sequence(profile, ran))
     return replace(profile, task_s=overheads(profile, ran))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hrm.schedule.sharing import Shared, Work, fair_paces
-from hrm.schedule.task import TaskKind
+from hrm.schedule.task import Lane, TaskKind
 from hrm.schedule.templates import LANES, Reference
 
 __all__ = ["NEVER", "Lanes", "Ran", "SortName"]
@@ -50,12 +50,15 @@ class Lanes(ABC):
     """Lanes by number, each with the sorts of its tasks and what they need, as far as they have been given.
 
     `bases` holds, for each task and each source that its needs point to, how many tasks the lanes were given before it.
+    While others draw too a lane gets on no faster than at the share of its pace that it has `kept` beside busy ones.
     `busy_s` counts, per sort, how long its tasks ran; `waits_s`, per sort and the sort it waited for, how long lanes
     stood still before; `free_s` when each lane last ended a task.
     """
 
-    def __init__(self, shared: Sequence[Shared]) -> None:
+    def __init__(self, shared: Sequence[Shared], kept: Mapping[Lane, float]) -> None:
         number = len(LANES)
+        # Two at once take no longer than one after the other.
+        self._kept = [max(kept.get(lane, 1.0), 0.5) for lane in LANES]
         self._shared = shared
         self._rates = [one.bytes_per_s for one in shared]
         self._paces: dict[tuple[int, ...], tuple[float, ...]] = {}
@@ -184,7 +187,10 @@ class Lanes(ABC):
         if paces is None:
             none = (0.0,) * len(self._rates)
             demands = [none if number == NOTHING else self.sorts[number].demands for number in key]
-            paces = self._paces[key] = fair_paces(demands, self._rates)
+            paces = fair_paces(demands, self._rates)
+            if key.count(NOTHING) < len(key) - 1:
+                paces = tuple(map(min, paces, self._kept))
+            self._paces[key] = paces
         for lane, pace in enumerate(paces):
             if pace != self.pace[lane]:
                 self.ends[lane] = now + (self.ends[lane] - now) * self.pace[lane] / pace

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from hrm.schedule.events import NEVER, Lanes, SortName
@@ -78,8 +78,16 @@ class Simulation(Lanes):
     Layers go by their place in `_given`; every lane has done all that came before place `_settled`.
     """
 
-    def __init__(self, schedule: Schedule, loads: Sequence[PassLoad], shared: Sequence[Shared], *, exact: bool) -> None:
-        super().__init__(shared)
+    def __init__(
+        self,
+        schedule: Schedule,
+        loads: Sequence[PassLoad],
+        shared: Sequence[Shared],
+        *,
+        exact: bool,
+        kept: Mapping[Lane, float] | None = None,
+    ) -> None:
+        super().__init__(shared, kept or {})
         self.tasks: list[list[tuple[int, Task]]] = [[] for _ in LANES]
         self._loads = loads
         self._exact = exact

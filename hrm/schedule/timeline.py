@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hrm.records import record
 from hrm.schedule.loads import PassLoad
@@ -63,10 +63,15 @@ class Timeline:
         return Timeline(tasks=tuple(cut), pass_end_s=ends)
 
 
-def simulate_timeline(schedule: Schedule, loads: Sequence[PassLoad], shared: Sequence[Shared] = ()) -> Timeline:
+def simulate_timeline(
+    schedule: Schedule,
+    loads: Sequence[PassLoad],
+    shared: Sequence[Shared] = (),
+    kept: Mapping[Lane, float] | None = None,
+) -> Timeline:
     """Simulate every layer of every pass and keep all times; for a few passes, as memory goes with their number."""
     singly = [PassLoad(phase=load.phase, work_of=load.work_of) for load in loads for _ in range(load.count)]
-    simulation = Simulation(schedule, singly, shared, exact=True)
+    simulation = Simulation(schedule, singly, shared, exact=True, kept=kept)
     log = simulation.log = []
     simulation.run()
     free_s = [0.0] * len(LANES)

@@ -70,13 +70,15 @@ class Bar:
 class Run:
     """One run of a case: what was measured, and a stretch of its timeline where one was kept; or why it failed.
 
-    `disturbed` says that other processes used the cores meanwhile.
+    `disturbed` says that other processes used the cores meanwhile, or that two threads got much less than two cores
+    just before or after it: `cores_kept` is the smaller of what `hrm.microbench.measure.cores_kept` found.
     """
 
     case: str
     round: NonNegativeInt
     took_s: NonNegative
     disturbed: bool = False
+    cores_kept: Share = 1.0
     measured: Measured | None = None
     timeline: tuple[Bar, ...] = ()
     failed: str | None = None

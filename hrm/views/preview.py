@@ -37,7 +37,7 @@ def preview(policy: Policy, model: ModelSpec, hardware: HardwareProfile, workloa
     steps += [(Phase.DECODE, step + 1.0) for step in range(min(workload.gen_len - 1, DECODE_PASSES, affordable))]
     costs = [pass_costs(PolicyGrid.of(policy), model, rates, workload, phase, step) for phase, step in steps]
     loads = [PassLoad(phase=one.phase, work_of=one.remembered()) for one in costs]
-    return simulate_timeline(schedule, loads, rates.shared)
+    return simulate_timeline(schedule, loads, rates.shared, rates.kept)
 
 
 def middle_layers(timeline: Timeline) -> tuple[Timeline, str]:
