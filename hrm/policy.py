@@ -118,11 +118,14 @@ class Policy:
         return model.num_experts - self.resident_experts - self.experts_on_cpu(model)
 
     def num_disk_buffers(self, model: ModelSpec) -> int:
-        """Experts that the ring between disk and CPU has room for, unless stated: a quarter of a layer's, at least six.
+        """Experts that the ring between disk and CPU has room for, unless stated.
+
+        A quarter of a layer's, at least six, at most all of them.
 
         What is read ahead keeps the disk busy while the CPU attends and computes with experts in memory.
         """
-        return self.disk_buffers or max(_LEAST_DISK_BUFFERS, model.num_experts // _LAYER_SHARE_IN_BUFFERS)
+        wanted = max(_LEAST_DISK_BUFFERS, model.num_experts // _LAYER_SHARE_IN_BUFFERS)
+        return self.disk_buffers or min(wanted, model.num_experts)
 
     def weights_on_gpu(self, model: ModelSpec) -> float:
         """r_w: fraction of expert weight bytes resident on the GPU."""

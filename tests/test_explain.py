@@ -210,7 +210,8 @@ def test_what_is_known_counts_where_it_fits():
 
 def test_a_faster_disk_is_worth_something_where_it_binds():
     slow = with_disk(cpu_only(), bytes_per_s=1e6)
-    short = problem(with_level(slow, "cpu", capacity_bytes=70_000, usable_bytes=70_000), workload(num_sequences=2))
+    small = with_level(slow, "cpu", capacity_bytes=140_000, usable_bytes=140_000)
+    short = replace(problem(small, workload(num_sequences=2)), model=replace(model(), num_experts=16))
     best = best_of(short)
     priced = {price.resource: price for price in prices(short, best)}
     twice = what_if(short, best, [Change(resource=Resource.DISK, factor=2.0)])

@@ -274,18 +274,6 @@ def test_what_limits_a_pass_is_named():
     assert staged.bottleneck[Phase.DECODE].limit == "host_memory"
 
 
-@given(machines(), any_policies(), any_models(), workloads())
-@PROPERTY
-def test_contention_enters_a_simulation_once_as_the_rate_that_lanes_share(hardware, chosen, spec, job):
-    """Kernels start from what they reach alone: the shares that lanes keep beside busy ones are for `ceiling`."""
-    simulated_s = [
-        total_s(predict(chosen, spec, one, job, fidelities=SIMULATED), Fidelity.SIMULATED)
-        for one in (hardware, replace(hardware, contention={}))
-    ]
-
-    assert simulated_s[0] == simulated_s[1]
-
-
 @given(any_machines(), any_policies(), any_models(), any_workloads())
 @PROPERTY
 def test_the_seconds_of_tasks_are_those_of_the_lanes(hardware, chosen, spec, job):

@@ -314,6 +314,17 @@ def test_beside_others_that_draw_a_lane_keeps_no_more_than_its_share():
     assert [one.end_s for one in alone.tasks] == pytest.approx([4.0])
 
 
+def test_contention_enters_once_as_the_slower_of_what_is_shared_and_what_is_kept():
+    """Memory leaves each of the two half its pace; that a lane keeps half beside a busy one is not taken off again."""
+    copy = Task(key=TaskKey(TaskKind.PAGE_COPY, 0, 0), lane=Lane.H2D)
+    kernel = Task(key=TaskKey(TaskKind.ATTENTION, 0, 0), lane=Lane.CPU)
+    memory = Shared(name="memory", bytes_per_s=1.0, drawn_by={Lane.CPU: 1.0, Lane.H2D: 1.0})
+    for kept in (None, {Lane.CPU: 0.5, Lane.H2D: 0.5}, {Lane.CPU: 0.9}):
+        beside = _one_pass([copy, kernel], lambda _: Work(2.0, 2.0), [memory], kept)
+
+        assert [one.end_s for one in beside.tasks] == pytest.approx([4.0, 4.0])
+
+
 def test_who_asks_for_little_gets_it_and_the_others_divide_the_rest():
     assert fair_paces([[10.0], [60.0], [90.0]], [100.0]) == pytest.approx((1.0, 0.75, 0.5))
     assert fair_paces([[40.0], [60.0]], [100.0]) == (1.0, 1.0)
