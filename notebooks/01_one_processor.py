@@ -89,8 +89,9 @@ for batch_size in (1, 8, 64, 512):
 #
 # ## Check against an outside number
 #
-# numpy brings its own linear algebra library. Its matrix product may not beat the measured roof by more than noise,
-# nor lie far below: a roof is what the best kernel attains.
+# numpy brings its own linear algebra library. Its product should not lie far below the measured roof, nor beat it
+# by more than noise and one known reason: the roof is that of torch's products, which the engine calls, and on AMD's
+# processors with 512-bit vectors torch's library uses vectors half as wide. There numpy reaches twice this roof.
 
 
 # %%
@@ -103,7 +104,7 @@ def seconds(work):
 left, out = np.ones((1024, 1024), np.float32), np.empty((1024, 1024), np.float32)
 by_numpy = 2 * 1024**3 / min(seconds(lambda: np.matmul(left, left, out=out)) for _ in range(20))
 roof = cpu.compute_flop_per_s[FLOAT32].roof
-matches = 0.5 < roof / by_numpy < 3.0
+matches = 0.35 < roof / by_numpy < 3.0
 print(f"our roof {format_flop_per_s(roof)}, numpy's product {format_flop_per_s(by_numpy)}, match {matches}")
 assert matches
 
