@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from executor import native
 from executor.attention import append_kv, decode_attention, prefill_attention
 from executor.decoder import next_logits, post_attention, pre_attention, route_attended
 from executor.experts import ExpertForm, weighted_sum
@@ -23,7 +24,11 @@ _ROWS = 4
 
 
 def warm_up(state: WaveState, lanes: Collection[Lane]) -> None:
-    """Run one layer's kernels on a few rows, on the lanes that run them, and touch the other lanes."""
+    """Run one layer's kernels on a few rows, on the lanes that run them, and touch the other lanes.
+
+    What loaded weights and mapped memory, in the calling thread, has done so: its helpers would be in the lanes' way.
+    """
+    native.end_helpers()
     streams = {lane: state.backend.stream(lane) for lane in lanes}
     events = [stream.submit(_nothing) for stream in streams.values()]
     events.append(streams[Lane(state.policy.main_device)].submit(partial(_dense_and_experts, state)))

@@ -6,6 +6,7 @@ Without a C++ compiler the package installs all the same, and all of it runs thr
 from executor.native.attention import append_kv, decode_attention
 from executor.native.elementwise import rms_norm, rotate, suits_rows
 from executor.native.library import available, instruction_sets, status_line
+from executor.native.openmp import end_helpers
 from executor.native.products import Experts, experts, linear, packed_bytes
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "append_kv",
     "available",
     "decode_attention",
+    "end_helpers",
     "experts",
     "instruction_sets",
     "linear",

@@ -16,6 +16,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+from executor.native.openmp import parallel_address
 from hrm.errors import DeviceError
 
 __all__ = ["available", "chosen_path", "instruction_sets", "library", "status_line"]
@@ -77,21 +78,8 @@ def _library() -> ctypes.CDLL | None:
             for kernel in (found.hrm_linear, found.hrm_experts, found.hrm_rms_norm, found.hrm_rotate):
                 kernel.argtypes, kernel.restype = (pointer, number, number), None
             found.hrm_use_openmp.argtypes, found.hrm_use_openmp.restype = (pointer,), None
-            found.hrm_use_openmp(_openmp_parallel())
+            found.hrm_use_openmp(parallel_address())
             return found
-        except (OSError, AttributeError):
-            continue
-    return None
-
-
-def _openmp_parallel() -> int | None:
-    """Return the address of `GOMP_parallel` in the OpenMP runtime that torch loaded; None where there is none."""
-    import torch
-
-    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
-        try:
-            # A library's handle also finds the names of those that it depends on.
-            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
         except (OSError, AttributeError):
             continue
     return None
