@@ -9,14 +9,18 @@ setup(
     ext_modules=[
         Extension(
             "executor.native._kernels",
-            sources=[f"executor/native/{kernels}.cpp" for kernels in ("attention", "elementwise", "products")],
+            sources=[
+                f"executor/native/{kernels}.cpp" for kernels in ("attention", "elementwise", "prefill", "products")
+            ],
             depends=[
                 f"executor/native/{kernel}.h"
                 for kernel in (
                     "attention_kernel",
                     "bfloat16_dot",
                     "common",
+                    "each_path",
                     "elementwise_kernel",
+                    "prefill_kernel",
                     "products_avx2",
                     "products_dot",
                     "products_kernel",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from executor import native
 from executor.native import fallback
+from executor.wave import runs
 from hrm.records import record
 
 __all__ = ["TOKENS_AT_A_TIME", "AttentionForm", "append_kv", "decode_attention", "prefill_attention"]
 
 TOKENS_AT_A_TIME = 1024
-"""Tokens of short prompts that attend in one call at most: what a call makes is in no ledger, and must stay small."""
+"""Tokens of short prompts for one call of torch at most: what it makes is in no ledger, and must stay small."""
 
 _SINK_COLUMNS = 8
 """Elements that heads are widened by for a sink: kernels want widths that are multiples of this."""
@@ -28,23 +32,58 @@ class AttentionForm:
 
 
 def prefill_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor, form: AttentionForm
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    out: torch.Tensor,
+    lens: Sequence[int],
+    form: AttentionForm,
 ) -> None:
-    """Attend causally within each of some prompts of one length.
-
-    Query heads that share a KV head are a batch of their own over the same keys, so that nothing is repeated. With a
-    window that the prompts outgrow, queries go by blocks of it, each over the keys that it can see.
+    """Attend causally within each of some prompts side by side: the compiled kernel on the CPU, torch elsewhere.
 
     Parameters
     ----------
     query : torch.Tensor
-        [prompts, tokens, num_query_heads, head_dim].
+        [tokens, num_query_heads, head_dim].
     keys, values : torch.Tensor
-        [prompts, num_kv_heads, tokens, head_dim]; values may be narrower.
+        Of each prompt one behind the other, [num_kv_heads, its tokens, head_dim], as one flat tensor; values may be
+        narrower.
     out : torch.Tensor
-        [prompts, tokens, num_query_heads * width of the values]; written.
+        [tokens, num_query_heads * width of the values]; written.
+    lens : Sequence[int]
+        Tokens of each prompt.
     form : AttentionForm
         How to attend.
+    """
+    tokens, num_query_heads, head_dim = query.shape
+    num_kv_heads = keys.numel() // (tokens * head_dim)
+    if native.suits_rows(query, keys):
+        sinks = None if form.sinks is None else form.sinks.float()
+        prompts, threads = native.Prompts(query, keys, values, lens, num_kv_heads), torch.get_num_threads()
+        native.prefill_attention(
+            prompts, out, scale=form.scale, window=form.window, sinks=sinks, num_threads=threads
+        )
+        return
+    starts, width = list(accumulate(lens, initial=0)), out.shape[1] // num_query_heads
+    for first, last in runs(lens, TOKENS_AT_A_TIME):
+        rows, shape = slice(starts[first], starts[last]), (last - first, num_kv_heads, lens[first])
+        own = slice(rows.start * num_kv_heads, rows.stop * num_kv_heads)
+        _attend_prompts(
+            query[rows].view(shape[0], lens[first], num_query_heads, head_dim),
+            keys.view(-1, head_dim)[own].view(*shape, head_dim),
+            values.view(-1, width)[own].view(*shape, width),
+            out[rows].view(shape[0], lens[first], -1),
+            form,
+        )
+
+
+def _attend_prompts(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor, form: AttentionForm
+) -> None:
+    """Attend within prompts of one length, [prompts, tokens, ...] or keys and values [prompts, heads, tokens, ...].
+
+    Query heads that share a KV head are a batch of their own over the same keys, so that nothing is repeated. With a
+    window that the prompts outgrow, queries go by blocks of it, each over the keys that it can see.
     """
     prompts, tokens, num_query_heads, head_dim = query.shape
     num_kv_heads, width = values.shape[1], values.shape[3]

@@ -8,7 +8,7 @@ from itertools import cycle
 
 import torch
 
-from executor.attention import TOKENS_AT_A_TIME, AttentionForm, append_kv, decode_attention, prefill_attention
+from executor.attention import AttentionForm, append_kv, decode_attention, prefill_attention
 from executor.experts import assignments, weighted_sum
 from executor.linear import linear, operand
 from executor.memory import torch_dtype
@@ -151,15 +151,13 @@ def _attention_decode(size: int, rows: int, device: torch.device, dtype: torch.d
 
 def _attention_prefill(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
     tokens = size // (2 * KV_SIZE)
-    query = _filled(rows * tokens * GROUP * KV_SIZE, device, dtype).view(rows, tokens, GROUP * NUM_KV_HEADS, HEAD_DIM)
-    keys = _filled(rows * tokens * KV_SIZE, device, dtype).view(rows, NUM_KV_HEADS, tokens, HEAD_DIM)
-    out = torch.empty_like(query).view(rows, tokens, GROUP * KV_SIZE)
-    form, step = AttentionForm(scale=HEAD_DIM**-0.5), max(1, TOKENS_AT_A_TIME // tokens)
+    query = _filled(rows * tokens * GROUP * KV_SIZE, device, dtype).view(rows * tokens, GROUP * NUM_KV_HEADS, HEAD_DIM)
+    keys = _filled(rows * tokens * KV_SIZE, device, dtype)
+    out = torch.empty_like(query).view(rows * tokens, GROUP * KV_SIZE)
+    form, lens = AttentionForm(scale=HEAD_DIM**-0.5), [tokens] * rows
 
     def call() -> None:
-        for first in range(0, rows, step):
-            some = slice(first, first + step)
-            prefill_attention(query[some], keys[some], keys[some], out[some], form)
+        prefill_attention(query, keys, keys, out, lens, form)
 
     return call
 

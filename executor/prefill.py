@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from executor.attention import TOKENS_AT_A_TIME, prefill_attention
 from executor.buffers import PrefillFlight
 from executor.decoder import pre_attention
+from executor.latent import LatentWeights
 from executor.state import Step, WaveState
 from hrm.schedule.task import IN_FLIGHT
 
@@ -59,15 +62,22 @@ class PrefillTasks:
         state, batch, flight = self.state, self.state.batch(step), self._flight(step)
         query, attended = flight.query(batch), flight.attended(batch)
         layer, first_on_host = step.task.layer, state.cache.first_on_host[step.task.part]
-        for first, last in batch.runs(TOKENS_AT_A_TIME):
-            parts = flight.cached(batch, first, last)
-            mine = [_by_prompt(part[batch.rows(first, last)], last - first) for part in (query, attended)]
+        for first, last in self._together(step):
+            rows, lens = batch.rows(first, last), batch.prompt_lens[first:last]
             with state.workspace.frame():
-                keys, values = state.keys_values(layer, parts, query.dtype)
-                prefill_attention(mine[0], keys, values, mine[1], state.attention(layer))
-            for index in range(batch.first + first, min(batch.first + last, first_on_host)):
-                own = [part[index - batch.first - first] for part in parts]
+                keys, values = state.keys_values(layer, flight.all_cached(batch, first, last), lens)
+                prefill_attention(query[rows], keys, values, attended[rows], lens, state.attention(layer))
+        for index in range(batch.first, min(batch.last, first_on_host)):
+            if batch.prompt_lens[at := index - batch.first]:
+                own = [part[0] for part in flight.cached(batch, at, at + 1)]
                 state.cache.main.store_prompt(layer, index, own)
+
+    def _together(self, step: Step) -> Iterable[tuple[int, int]]:
+        """Return the sequences that attend in one call: all, but latents are expanded some of one length at a time."""
+        batch = self.state.batch(step)
+        if isinstance(self.state.weights.layers[step.task.layer].attention, LatentWeights):
+            return batch.runs(TOKENS_AT_A_TIME)
+        return [(0, batch.num_sequences)]
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half; after the last layer only each prompt's last token goes through the head."""

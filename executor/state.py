@@ -108,13 +108,18 @@ class WaveState:
         return weights.host_sinks if device.type == "cpu" else weights.sinks
 
     def keys_values(
-        self, layer: int, parts: Sequence[torch.Tensor], dtype: torch.dtype
+        self, layer: int, parts: Sequence[torch.Tensor], lens: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of prompts, [prompts, heads, tokens, ...], from what the cache takes of them."""
+        """Return keys and values of prompts, as `prefill_attention` takes them, from what the cache takes of them.
+
+        Prompts with latents are of one length.
+        """
         weights = self.weights.layers[layer].attention
-        if isinstance(weights, LatentWeights):
-            return expand(parts[0].to(dtype), weights, self.model, self.workspace)
-        return parts[0].to(dtype), parts[1].to(dtype)
+        if not isinstance(weights, LatentWeights):
+            return parts[0], parts[1]
+        latents = parts[0].to(self.buffers.hidden.dtype).view(len(lens), 1, lens[0], -1)
+        keys, values = expand(latents, weights, self.model, self.workspace)
+        return keys.flatten(), values.flatten()
 
     def main_experts(self, layer: int, use: int) -> list[torch.Tensor]:
         """Return the experts of a layer that the main device computes, at this use of them."""

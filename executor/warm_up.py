@@ -57,9 +57,9 @@ def _dense_and_experts(state: WaveState) -> None:
         pre_attention(hidden, layer, model, rotary, state.workspace, (query, *parts))
         attended = torch.zeros((rows, model.output_projection[0]), dtype=dtype, device=device)
         with state.workspace.frame():
-            cached = [part.transpose(0, 1).unsqueeze(0) for part in parts]
-            keys, values = state.keys_values(first, cached, dtype)
-            prefill_attention(query.unsqueeze(0), keys, values, attended.unsqueeze(0), state.attention(first))
+            cached = [part.transpose(0, 1).flatten() for part in parts]
+            keys, values = state.keys_values(first, cached, [rows])
+            prefill_attention(query, keys, values, attended, [rows], state.attention(first))
         if state.disk is not None:
             routed = state.buffers.disk.routed.parts(rows)
             route_attended(attended, hidden, layer, model, state.workspace, routed)

@@ -8,7 +8,21 @@ from itertools import accumulate, groupby
 from hrm.policy import Policy
 from hrm.records import record
 
-__all__ = ["MicroBatch", "Wave", "deal_waves", "make_wave"]
+__all__ = ["MicroBatch", "Wave", "deal_waves", "make_wave", "runs"]
+
+
+def runs(lens: Sequence[int], most_tokens: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last (one past) of prompts side by side that are of one length; empty ones not.
+
+    A run of several holds at most so many tokens.
+    """
+    first = 0
+    for length, same in groupby(lens):
+        end = first + len(tuple(same))
+        if length:
+            step = max(1, most_tokens // length)
+            yield from ((begin, min(begin + step, end)) for begin in range(first, end, step))
+        first = end
 
 
 @record
@@ -45,17 +59,8 @@ class MicroBatch:
         return slice(self.token_starts[first] - self.token_first, self.token_starts[last] - self.token_first)
 
     def runs(self, most_tokens: int) -> Iterator[tuple[int, int]]:
-        """Yield first and last (one past) of sequences side by side whose prompts are of one length; empty ones not.
-
-        A run of several holds at most so many tokens.
-        """
-        first = 0
-        for length, same in groupby(self.prompt_lens):
-            end = first + len(tuple(same))
-            if length:
-                step = max(1, most_tokens // length)
-                yield from ((begin, min(begin + step, end)) for begin in range(first, end, step))
-            first = end
+        """Yield the runs of its prompts (see `runs`)."""
+        return runs(self.prompt_lens, most_tokens)
 
 
 @record

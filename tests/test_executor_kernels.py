@@ -157,7 +157,7 @@ def test_the_workspace_suffices_when_all_tokens_choose_the_same_expert():
 
 def attend_alone(query, keys, values, out, form):
     """Attend within one prompt."""
-    prefill_attention(query.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), out.unsqueeze(0), form)
+    prefill_attention(query, keys.flatten(), values.flatten(), out, [len(query)], form)
 
 
 def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
@@ -221,7 +221,7 @@ def test_prompts_of_one_length_attend_together_as_each_does_alone(form, dtype):
     keys, values = (torch.randn(3, 2, 9, 16).to(dtype) for _ in range(2))
     together, alone = torch.empty(3, 9, 96, dtype=dtype), torch.empty(3, 9, 96, dtype=dtype)
 
-    prefill_attention(query, keys, values, together, form)
+    prefill_attention(query.flatten(0, 1), keys.flatten(), values.flatten(), together.flatten(0, 1), [9] * 3, form)
     for at in range(3):
         attend_alone(query[at], keys[at], values[at], alone[at], form)
 

@@ -7,10 +7,12 @@ from executor.native.attention import append_kv, decode_attention
 from executor.native.elementwise import rms_norm, rotate, suits_rows
 from executor.native.library import available, instruction_sets, status_line
 from executor.native.openmp import end_helpers
+from executor.native.prefill import Prompts, prefill_attention
 from executor.native.products import Experts, experts, linear, packed_bytes
 
 __all__ = [
     "Experts",
+    "Prompts",
     "append_kv",
     "available",
     "decode_attention",
@@ -19,6 +21,7 @@ __all__ = [
     "instruction_sets",
     "linear",
     "packed_bytes",
+    "prefill_attention",
     "rms_norm",
     "rotate",
     "status_line",

@@ -9,7 +9,7 @@
 #include "common.h"
 
 // Mirrored field by field in attention.py; change the version in library.py and here when it changes.
-constexpr int32_t kInterfaceVersion = 4;
+constexpr int32_t kInterfaceVersion = 5;
 
 struct HrmAttention {
     const void* query;  // [batch, num_query_heads, head_dim]
@@ -61,28 +61,8 @@ struct Scratch {
     float *query, *sums, *running;
 };
 
-#define HRM_NAMESPACE portable
-#define HRM_WIDTH 4
-#define HRM_TARGET
-#include "attention_kernel.h"
-
-#if defined(__x86_64__)
-#define HRM_NAMESPACE avx2
-#define HRM_WIDTH 8
-#define HRM_TARGET __attribute__((target("avx2,fma")))
-#include "attention_kernel.h"
-
-#define HRM_NAMESPACE avx512
-#define HRM_WIDTH 16
-#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
-#include "attention_kernel.h"
-
-#define HRM_NAMESPACE avx512_bf16
-#define HRM_WIDTH 16
-#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define HRM_BF16_DOT
-#include "attention_kernel.h"
-#endif
+#define HRM_KERNEL "attention_kernel.h"
+#include "each_path.h"
 
 using Attend = void (*)(const HrmAttention&, const Shape&, int64_t, int64_t, Scratch&);
 

@@ -1,10 +1,4 @@
-// Decode attention of one (sequence, KV head) for all the query heads that share it; included once per instruction set.
-//
-// The including file defines
-//   HRM_NAMESPACE  the name of the path
-//   HRM_WIDTH      floats per vector: 4, 8 or 16
-//   HRM_TARGET     the function attribute that lets the compiler use the path's instructions
-//   HRM_BF16_DOT   optional: also make the kernel on AVX512-BF16 dot products
+// Decode attention of one (sequence, KV head) for all the query heads that share it; included by each_path.h.
 //
 // K and V stream from memory once: a block of tokens (a few KiB, so that it stays in L1) is scored against every query
 // head of the group, a few heads at a time in registers, then its V rows are added under the new weights, with a running
@@ -292,8 +286,3 @@ HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t sequ
 }
 
 }  // namespace HRM_NAMESPACE
-
-#undef HRM_NAMESPACE
-#undef HRM_WIDTH
-#undef HRM_TARGET
-#undef HRM_BF16_DOT

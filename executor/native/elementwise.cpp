@@ -38,22 +38,8 @@ struct Kernels {
     void (*rotate[8])(const void*, const void*, const void*, void*, int64_t);  // by x, out and tables
 };
 
-#define HRM_NAMESPACE portable
-#define HRM_WIDTH 4
-#define HRM_TARGET
-#include "elementwise_kernel.h"
-
-#if defined(__x86_64__)
-#define HRM_NAMESPACE avx2
-#define HRM_WIDTH 8
-#define HRM_TARGET __attribute__((target("avx2,fma")))
-#include "elementwise_kernel.h"
-
-#define HRM_NAMESPACE avx512
-#define HRM_WIDTH 16
-#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
-#include "elementwise_kernel.h"
-#endif
+#define HRM_KERNEL "elementwise_kernel.h"
+#include "each_path.h"
 
 const Kernels& kernels_for(int path) {
 #if defined(__x86_64__)

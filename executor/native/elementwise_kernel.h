@@ -1,29 +1,9 @@
-// RMS norms and rotations by position, row by row; included once per instruction set by elementwise.cpp.
-//
-// The including file defines HRM_NAMESPACE, HRM_WIDTH and HRM_TARGET as for attention_kernel.h. Arithmetic is float32; numbers are
-// rounded where they are written. A row is computed alike whatever other rows there are.
+// RMS norms and rotations by position, row by row; included by each_path.h. Arithmetic is float32; numbers are rounded where
+// they are written. A row is computed alike whatever other rows there are.
 
 namespace HRM_NAMESPACE {
 
 #include "vectors.h"
-
-typedef uint16_t Narrow __attribute__((vector_size(2 * W), aligned(2), may_alias));
-
-template <bool kNarrow>
-HRM_TARGET inline Vec load_row(const void* from, int64_t at) {
-    if (!kNarrow) return *reinterpret_cast<const LooseVec*>(static_cast<const float*>(from) + at);
-    return (Vec)(__builtin_convertvector(*reinterpret_cast<const Narrow*>(static_cast<const uint16_t*>(from) + at), Bits) << 16);
-}
-
-template <bool kNarrow>
-HRM_TARGET inline void store_row(void* to, int64_t at, Vec value) {
-    if (!kNarrow) {
-        *reinterpret_cast<LooseVec*>(static_cast<float*>(to) + at) = value;
-        return;
-    }
-    const Bits rounded = rounded_to_bfloat16(value) >> 16;
-    *reinterpret_cast<Narrow*>(static_cast<uint16_t*>(to) + at) = __builtin_convertvector(rounded, Narrow);
-}
 
 // x / rms(x), rounded to the format of x, times the weight.
 template <bool kNarrow, bool kNarrowWeight>
@@ -74,7 +54,3 @@ constexpr Kernels kernels{
      rotate_row<true, false, false>, rotate_row<true, false, true>, rotate_row<true, true, false>, rotate_row<true, true, true>}};
 
 }  // namespace HRM_NAMESPACE
-
-#undef HRM_NAMESPACE
-#undef HRM_WIDTH
-#undef HRM_TARGET

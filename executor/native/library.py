@@ -21,7 +21,7 @@ from hrm.errors import DeviceError
 
 __all__ = ["available", "chosen_path", "instruction_sets", "library", "status_line"]
 
-_INTERFACE_VERSION = 4
+_INTERFACE_VERSION = 5
 _INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 
@@ -74,6 +74,7 @@ def _library() -> ctypes.CDLL | None:
                 continue
             pointer, number = ctypes.c_void_p, ctypes.c_int32
             found.hrm_decode_attention.argtypes = (pointer, number, number)
+            found.hrm_prefill_attention.argtypes = (pointer, number, number)
             found.hrm_append_kv.argtypes = (pointer, pointer, pointer)
             for kernel in (found.hrm_linear, found.hrm_experts, found.hrm_rms_norm, found.hrm_rotate):
                 kernel.argtypes, kernel.restype = (pointer, number, number), None

@@ -77,28 +77,8 @@ alignas(32) constexpr uint32_t kOdd[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u,
 #define HRM_IN_TURN(value)
 #endif
 
-#define HRM_NAMESPACE portable
-#define HRM_WIDTH 4
-#define HRM_TARGET
-#include "products_kernel.h"
-
-#if defined(__x86_64__)
-#define HRM_NAMESPACE avx2
-#define HRM_WIDTH 8
-#define HRM_TARGET __attribute__((target("avx2,fma")))
-#include "products_kernel.h"
-
-#define HRM_NAMESPACE avx512
-#define HRM_WIDTH 16
-#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
-#include "products_kernel.h"
-
-#define HRM_NAMESPACE avx512_bf16
-#define HRM_WIDTH 16
-#define HRM_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define HRM_BF16_DOT
-#include "products_kernel.h"
-#endif
+#define HRM_KERNEL "products_kernel.h"
+#include "each_path.h"
 
 // `dots`: whether both operands are bfloat16.
 const Kernels& kernels_for(int path, bool narrow, bool dots) {

@@ -1,6 +1,4 @@
-// Products of rows x with the rows of a weight matrix; included once per instruction set by products.cpp.
-//
-// The including file defines HRM_NAMESPACE, HRM_WIDTH, HRM_TARGET and HRM_BF16_DOT as for attention_kernel.h.
+// Products of rows x with the rows of a weight matrix; included by each_path.h.
 //
 // Weights lie as published, [outputs, inputs], and are read from memory once per call for up to kMaxRows rows: a block of
 // kMaxOutputs rows by at most kMaxDepthBytes of inputs at a time. A tile of sums, rows of x by rows of weights, fills the
@@ -256,8 +254,3 @@ template <class Format>
 constexpr Kernels kernels{multiply<Format>, pack<Format>, activate<Format>, add_share, write_row};
 
 }  // namespace HRM_NAMESPACE
-
-#undef HRM_NAMESPACE
-#undef HRM_WIDTH
-#undef HRM_TARGET
-#undef HRM_BF16_DOT

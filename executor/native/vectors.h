@@ -11,6 +11,7 @@ typedef float Vec __attribute__((vector_size(4 * W), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * W), may_alias));
 typedef float LooseVec __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef uint32_t LooseBits __attribute__((vector_size(4 * W), aligned(2), may_alias));
+typedef uint16_t Narrow __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
 HRM_TARGET inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
@@ -19,6 +20,23 @@ HRM_TARGET inline Bits rounded_to_bfloat16(Vec value) {
     const Bits bits = (Bits)value, quiet_nan = bits | 0x00400000u;
     const Bits is_nan = (Bits)(value != value);
     return ((is_nan & quiet_nan) | (~is_nan & (bits + 0x7fffu + ((bits >> 16) & 1u)))) & 0xffff0000u;
+}
+
+// W numbers of a row in their order, widened and narrowed.
+template <bool kNarrow>
+HRM_TARGET inline Vec load_row(const void* from, int64_t at) {
+    if (!kNarrow) return *reinterpret_cast<const LooseVec*>(static_cast<const float*>(from) + at);
+    return (Vec)(__builtin_convertvector(*reinterpret_cast<const Narrow*>(static_cast<const uint16_t*>(from) + at), Bits) << 16);
+}
+
+template <bool kNarrow>
+HRM_TARGET inline void store_row(void* to, int64_t at, Vec value) {
+    if (!kNarrow) {
+        *reinterpret_cast<LooseVec*>(static_cast<float*>(to) + at) = value;
+        return;
+    }
+    const Bits rounded = rounded_to_bfloat16(value) >> 16;
+    *reinterpret_cast<Narrow*>(static_cast<uint16_t*>(to) + at) = __builtin_convertvector(rounded, Narrow);
 }
 
 // 2 ** x for x <= 0; 2 ** -126 below. Relative error under 2e-7 (degree 6 on [-0.5, 0.5]).
