@@ -60,9 +60,7 @@ def prefill_attention(
     if native.suits_rows(query, keys):
         sinks = None if form.sinks is None else form.sinks.float()
         prompts, threads = native.Prompts(query, keys, values, lens, num_kv_heads), torch.get_num_threads()
-        native.prefill_attention(
-            prompts, out, scale=form.scale, window=form.window, sinks=sinks, num_threads=threads
-        )
+        native.prefill_attention(prompts, out, scale=form.scale, window=form.window, sinks=sinks, num_threads=threads)
         return
     starts, width = list(accumulate(lens, initial=0)), out.shape[1] // num_query_heads
     for first, last in runs(lens, TOKENS_AT_A_TIME):
