@@ -10,7 +10,7 @@ from executor.experts import ExpertForm, feed_forward, weighted_sum
 from executor.grouped import GroupedWeights, project
 from executor.latent import LatentWeights, project_latents
 from executor.linear import linear, operand
-from executor.norm import rms_norm
+from executor.norm import add_to, rms_norm
 from executor.routing import RouterWeights, choose_experts
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
@@ -81,14 +81,14 @@ def post_attention(
         if layer.router is not None:
             shares, chosen = choose_experts(normed, layer.router, model, workspace)
             with workspace.frame():
-                hidden.add_(weighted_sum(normed, shares, chosen, experts, 0, workspace, ExpertForm.of(model)))
+                add_to(hidden, weighted_sum(normed, shares, chosen, experts, 0, workspace, ExpertForm.of(model)))
         ffn = experts[0] if layer.router is None and layer.ffn is None else layer.ffn
         _add_ffn(normed, ffn, hidden, workspace)
 
 
 def _add_attended(attended: torch.Tensor, hidden: torch.Tensor, layer: LayerWeights, workspace: Workspace) -> None:
     with workspace.frame():
-        hidden.add_(linear(attended, layer.output, workspace))
+        add_to(hidden, linear(attended, layer.output, workspace))
     if layer.output_bias is not None:
         hidden.add_(layer.output_bias)
 
@@ -96,7 +96,7 @@ def _add_attended(attended: torch.Tensor, hidden: torch.Tensor, layer: LayerWeig
 def _add_ffn(normed: torch.Tensor, ffn: torch.Tensor | None, hidden: torch.Tensor, workspace: Workspace) -> None:
     if ffn is not None:
         with workspace.frame():
-            hidden.add_(feed_forward(normed, ffn, workspace))
+            add_to(hidden, feed_forward(normed, ffn, workspace))
 
 
 def route_attended(

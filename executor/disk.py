@@ -17,6 +17,7 @@ from executor.expert_file import open_expert_file
 from executor.experts import PLAIN, ExpertForm, add_compiled, assignments, feed_forward
 from executor.linear import suits_compiled
 from executor.memory import torch_dtype
+from executor.norm import add_to
 from hrm.model import ModelSpec
 from hrm.policy import Policy
 from hrm.schedule.disk_ring import DiskRing
@@ -121,7 +122,7 @@ class DiskTasks:
         disk.used()
         if part == state.policy.disk_experts - 1:
             hidden = state.all_hidden(step)
-            hidden.add_(state.buffers.disk.sums[: len(hidden)])
+            add_to(hidden, state.buffers.disk.sums[: len(hidden)])
 
     def _add(self, step: Step, first: int, experts: Sequence[torch.Tensor]) -> None:
         """Add the outputs of experts number `first` and following to the sums, in the order of their numbers."""

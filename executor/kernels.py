@@ -12,7 +12,7 @@ from executor.attention import AttentionForm, append_kv, decode_attention, prefi
 from executor.experts import assignments, weighted_sum
 from executor.linear import linear, operand
 from executor.memory import torch_dtype
-from executor.norm import rms_norm
+from executor.norm import add_to, rms_norm
 from executor.rotary import rotate
 from executor.routing import route
 from executor.workspace import Workspace
@@ -176,11 +176,11 @@ def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype)
             normed = rms_norm(hidden, weight, 1e-5, workspace).view(rows, heads, HEAD_DIM)
             for part in (normed, normed[:, : max(1, heads // GROUP)]):
                 rotate(part, cos, sin, workspace.take(part.shape, dtype))
-            hidden.add_(normed.view(rows, size))
+            add_to(hidden, normed.view(rows, size))
         with workspace.frame():
             normed = rms_norm(hidden, weight, 1e-5, workspace)
             wide = operand(normed, weight, workspace)
             assignments(*route(logits, ROUTED_PER_TOKEN), ROUTED_EXPERTS)
-            hidden.add_(workspace.take(hidden.shape, wide.dtype).zero_())
+            add_to(hidden, workspace.take(hidden.shape, wide.dtype).zero_())
 
     return call

@@ -1,4 +1,4 @@
-"""RMS norm."""
+"""RMS norms, and sums of what a layer adds to its hidden states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import torch
 from executor import native
 from executor.workspace import Workspace
 
-__all__ = ["rms_norm"]
+__all__ = ["add_to", "rms_norm"]
+
+
+def add_to(hidden: torch.Tensor, x: torch.Tensor) -> None:
+    """Add `x` to the hidden states; both [tokens, hidden], `x` of a dtype of its own."""
+    if native.suits_rows(hidden, x):
+        native.add(hidden, x, torch.get_num_threads())
+    else:
+        hidden.add_(x)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, workspace: Workspace) -> torch.Tensor:

@@ -35,12 +35,11 @@ def choose_experts(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what `route` does for x [tokens, hidden]; logits are computed in float32, whatever the weights' format."""
     with workspace.frame():
-        wide = x if x.dtype == torch.float32 else workspace.take(x.shape, torch.float32).copy_(x)
-        if router.weight.dtype == torch.float32 or suits_compiled(router.weight):
-            logits = linear(wide, router.weight, workspace)
+        logits = workspace.take((len(x), model.num_experts), torch.float32)
+        if x.dtype == router.weight.dtype == torch.float32 or suits_compiled(router.weight):
+            linear(x, router.weight, workspace, logits)
         else:
-            logits = workspace.take((len(x), model.num_experts), torch.float32)
-            widened_product(wide, router.weight, workspace, logits)
+            widened_product(x, router.weight, workspace, logits)
         if router.bias is not None:
             logits.add_(router.bias)
         shares, chosen = route(logits, model.experts_per_token, model.router, router.correction)

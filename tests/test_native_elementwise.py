@@ -89,3 +89,17 @@ def test_other_formats_and_scattered_rows_are_left_to_torch():
     assert native.suits_rows(torch.ones(2, 3)) == native.available()
     assert not native.suits_rows(torch.ones(2, 3, dtype=torch.float16))
     assert not native.suits_rows(torch.ones(3, 2).t())
+
+
+@pytest.mark.parametrize("path", native.instruction_sets())
+@pytest.mark.parametrize("total_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_are_rounded_once_as_by_torch(path, total_dtype, dtype, monkeypatch):
+    monkeypatch.setenv("HRM_NATIVE_ISA", path)
+    torch.manual_seed(0)
+    total, x = torch.randn(1000, 37).to(total_dtype), torch.randn(1000, 37).to(dtype)
+    expected = total.clone().add_(x)
+
+    native.add(total, x, 2)
+
+    assert torch.equal(total, expected)

@@ -201,3 +201,14 @@ def test_shapes_that_do_not_fit_are_refused():
     job = native.Experts(x, torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1), [torch.zeros(24)], 0)
     with pytest.raises(ValueError, match="products:"):
         native.experts(job, torch.zeros(2, 8), memory, 1)
+
+
+@pytest.mark.parametrize("path", native.instruction_sets())
+def test_a_product_of_narrow_operands_is_not_rounded_where_float32_is_asked_for(path, monkeypatch):
+    monkeypatch.setenv("HRM_NATIVE_ISA", path)
+    x, weight = random(7, 100, dtype=torch.bfloat16), random(9, 100, dtype=torch.bfloat16)
+    out = torch.empty(7, 9)
+
+    native.linear(x, weight, out, torch.empty(7 * native.packed_bytes(100), dtype=torch.uint8), 1)
+
+    torch.testing.assert_close(out.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)

@@ -4,7 +4,7 @@ Without a C++ compiler the package installs all the same, and all of it runs thr
 """
 
 from executor.native.attention import append_kv, decode_attention
-from executor.native.elementwise import rms_norm, rotate, suits_rows
+from executor.native.elementwise import add, rms_norm, rotate, suits_rows
 from executor.native.library import available, instruction_sets, status_line
 from executor.native.openmp import end_helpers
 from executor.native.prefill import Prompts, prefill_attention
@@ -13,6 +13,7 @@ from executor.native.products import Experts, experts, linear, packed_bytes
 __all__ = [
     "Experts",
     "Prompts",
+    "add",
     "append_kv",
     "available",
     "decode_attention",

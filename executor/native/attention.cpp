@@ -152,6 +152,12 @@ HRM_EXPORT int32_t hrm_append_kv(const HrmAttention* job, const void* new_keys, 
         for (int64_t head = 0; head < job->num_kv_heads; ++head) {
             const int64_t from = (i * job->num_kv_heads + head) * dim;
             const int64_t to = job->offsets[i] + (head * job->capacities[i] + job->lengths[i]) * dim;
+            if (job->query_is_bfloat16 == job->cache_is_bfloat16) {
+                const int64_t bytes = job->cache_is_bfloat16 ? 2 : 4;
+                std::memcpy(static_cast<char*>(job->keys) + to * bytes, static_cast<const char*>(new_keys) + from * bytes, dim * bytes);
+                std::memcpy(static_cast<char*>(job->values) + to * bytes, static_cast<const char*>(new_values) + from * bytes, dim * bytes);
+                continue;
+            }
             for (int64_t at = 0; at < dim; ++at) {
                 write(job->keys, to + at, job->cache_is_bfloat16, read(new_keys, from + at, job->query_is_bfloat16));
                 write(job->values, to + at, job->cache_is_bfloat16, read(new_values, from + at, job->query_is_bfloat16));

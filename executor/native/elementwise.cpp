@@ -28,14 +28,23 @@ struct HrmRotation {
     int32_t tables_are_bfloat16;
 };
 
+struct HrmSum {
+    void* total;  // added to
+    const void* x;
+    int64_t count;
+    int32_t total_is_bfloat16, x_is_bfloat16;
+};
+
 namespace {
 
+constexpr int64_t kSumsAtATime = 1 << 14;
 constexpr int64_t kWorthAThread = 1 << 17;  // elements that take some ten times as long as waking a thread
 constexpr int64_t kTokensAtATime = 16;
 
 struct Kernels {
     void (*norm[4])(const void*, const void*, void*, int64_t, float);                  // by x and weight
     void (*rotate[8])(const void*, const void*, const void*, void*, int64_t);  // by x, out and tables
+    void (*add[4])(void*, const void*, int64_t, int64_t);                       // by total and x
 };
 
 #define HRM_KERNEL "elementwise_kernel.h"
@@ -81,5 +90,14 @@ HRM_EXPORT void hrm_rotate(const HrmRotation* job, int32_t path, int32_t num_thr
     for_rows(job->tokens, job->heads, 2 * job->half, num_threads, [&](int64_t token, int64_t head) {
         rotate(row_of(job->x, token, head), static_cast<const char*>(job->cos) + token * table_bytes,
                static_cast<const char*>(job->sin) + token * table_bytes, row_of(job->out, token, head), job->half);
+    });
+}
+
+HRM_EXPORT void hrm_add(const HrmSum* job, int32_t path, int32_t num_threads) {
+    const auto add = kernels_for(path).add[2 * job->total_is_bfloat16 + job->x_is_bfloat16];
+    std::atomic<int64_t> next{0};
+    run_parallel(std::min<int64_t>(num_threads, 1 + job->count / kWorthAThread), [&](int64_t) {
+        for (int64_t first; (first = next.fetch_add(kSumsAtATime, std::memory_order_relaxed)) < job->count;)
+            add(job->total, job->x, first, std::min(first + kSumsAtATime, job->count));
     });
 }

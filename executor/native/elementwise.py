@@ -1,4 +1,4 @@
-"""Norms and rotations of rows compiled for the CPU; there must be a library.
+"""Norms, rotations and sums of rows compiled for the CPU; there must be a library.
 
 What torch does in six passes over memory, and for rows that lie apart element by element, is one pass here. Arithmetic
 is float32, and a row's result does not depend on the others.
@@ -14,7 +14,7 @@ from executor.native.library import available, chosen_path, library
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["rms_norm", "rotate", "suits_rows"]
+__all__ = ["add", "rms_norm", "rotate", "suits_rows"]
 
 
 class _Rows(ctypes.Structure):
@@ -39,6 +39,18 @@ class _Norm(ctypes.Structure):
     )
 
 
+class _Sum(ctypes.Structure):
+    """Mirrors `HrmSum` in elementwise.cpp, field by field."""
+
+    _fields_ = (
+        ("total", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("total_is_bfloat16", ctypes.c_int32),
+        ("x_is_bfloat16", ctypes.c_int32),
+    )
+
+
 class _Rotation(ctypes.Structure):
     """Mirrors `HrmRotation` in elementwise.cpp, field by field."""
 
@@ -60,6 +72,28 @@ def suits_rows(*tensors: torch.Tensor) -> bool:
         and tensor.stride(-1) == 1
         for tensor in tensors
     )
+
+
+def add(total: torch.Tensor, x: torch.Tensor, num_threads: int) -> None:
+    """Add `x` to `total`, of one shape, each contiguous and of its own dtype; the sum is rounded once.
+
+    Raises
+    ------
+    ValueError
+        When shapes or layouts contradict this description.
+    """
+    if total.shape != x.shape or not (total.is_contiguous() and x.is_contiguous()):
+        raise ValueError(f"sum of {tuple(total.shape)} and {tuple(x.shape)}: expected contiguous tensors of one shape")
+    job = _Sum(
+        total=total.data_ptr(),
+        x=x.data_ptr(),
+        count=x.numel(),
+        total_is_bfloat16=total.dtype.itemsize == 2,
+        x_is_bfloat16=x.dtype.itemsize == 2,
+    )
+    compiled = library()
+    assert compiled is not None
+    compiled.hrm_add(ctypes.byref(job), chosen_path(), num_threads)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, num_threads: int) -> None:

@@ -48,9 +48,18 @@ HRM_TARGET void rotate_row(const void* x, const void* cos, const void* sin, void
     }
 }
 
+// Adds elements `first` to `last` (one past) of x.
+template <bool kNarrow, bool kNarrowX>
+HRM_TARGET void add_range(void* total, const void* x, int64_t first, int64_t last) {
+    int64_t at = first;
+    for (; at + W <= last; at += W) store_row<kNarrow>(total, at, load_row<kNarrow>(total, at) + load_row<kNarrowX>(x, at));
+    for (; at < last; ++at) write(total, at, kNarrow, read(total, at, kNarrow) + read(x, at, kNarrowX));
+}
+
 constexpr Kernels kernels{
     {norm_row<false, false>, norm_row<false, true>, norm_row<true, false>, norm_row<true, true>},
     {rotate_row<false, false, false>, rotate_row<false, false, true>, rotate_row<false, true, false>, rotate_row<false, true, true>,
-     rotate_row<true, false, false>, rotate_row<true, false, true>, rotate_row<true, true, false>, rotate_row<true, true, true>}};
+     rotate_row<true, false, false>, rotate_row<true, false, true>, rotate_row<true, true, false>, rotate_row<true, true, true>},
+    {add_range<false, false>, add_range<false, true>, add_range<true, false>, add_range<true, true>}};
 
 }  // namespace HRM_NAMESPACE

@@ -76,7 +76,7 @@ def _library() -> ctypes.CDLL | None:
             found.hrm_decode_attention.argtypes = (pointer, number, number)
             found.hrm_prefill_attention.argtypes = (pointer, number, number)
             found.hrm_append_kv.argtypes = (pointer, pointer, pointer)
-            for kernel in (found.hrm_linear, found.hrm_experts, found.hrm_rms_norm, found.hrm_rotate):
+            for kernel in (found.hrm_linear, found.hrm_experts, found.hrm_rms_norm, found.hrm_rotate, found.hrm_add):
                 kernel.argtypes, kernel.restype = (pointer, number, number), None
             found.hrm_use_openmp.argtypes, found.hrm_use_openmp.restype = (pointer,), None
             found.hrm_use_openmp(parallel_address())

@@ -13,7 +13,7 @@
 struct HrmLinear {
     const void* x;        // [rows, inputs], rows x_stride elements apart
     const void* weights;  // [outputs, inputs]
-    void* out;            // [rows, outputs], as x
+    void* out;            // [rows, outputs]
     void* memory;         // packed_bytes(inputs) for each row
     int64_t rows;
     int64_t inputs;
@@ -21,6 +21,7 @@ struct HrmLinear {
     int64_t x_stride;
     int32_t x_is_bfloat16;
     int32_t weights_are_bfloat16;
+    int32_t out_is_bfloat16;
 };
 
 struct HrmExperts {
@@ -300,7 +301,7 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
         const char* next = weights + int64_t{step} * num_threads * job->inputs * element_bytes;
         multiply(kernels, {weights, job->inputs, outputs, mine.copy, next}, x, rows, mine.second);
         for (int r = 0; r < rows; ++r)
-            kernels.write_row(mine.second + r * kMaxOutputs, outputs, job->x_is_bfloat16, job->out,
+            kernels.write_row(mine.second + r * kMaxOutputs, outputs, job->out_is_bfloat16, job->out,
                               (first_row + r) * job->outputs + first);
     });
 }

@@ -28,7 +28,7 @@ class _Linear(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weights", "out", "memory")),
         *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "x_stride")),
-        *((name, ctypes.c_int32) for name in ("x_is_bfloat16", "weights_are_bfloat16")),
+        *((name, ctypes.c_int32) for name in ("x_is_bfloat16", "weights_are_bfloat16", "out_is_bfloat16")),
     )
 
 
@@ -64,7 +64,7 @@ def packed_bytes(inputs: int) -> int:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: torch.Tensor, num_threads: int) -> None:
-    """Write x [rows, inputs] times weight [outputs, inputs] transposed into `out`, of the dtype of `x`.
+    """Write x [rows, inputs] times weight [outputs, inputs] transposed into `out`: float32, or of the dtype of `x`.
 
     `memory` holds `packed_bytes(inputs)` for each row. All tensors are contiguous (rows of `x` may lie apart) and in
     host memory, `x` and `weight` float32 or bfloat16.
@@ -75,7 +75,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: tor
         When shapes, dtypes or layouts contradict this description.
     """
     (rows, inputs), outputs = x.shape, weight.shape[0]
-    if weight.shape[1] != inputs or out.shape != (rows, outputs) or out.dtype != x.dtype:
+    kinds = (str(x.dtype), "torch.float32")
+    if weight.shape[1] != inputs or out.shape != (rows, outputs) or str(out.dtype) not in kinds:
         raise ValueError(f"{tuple(x.shape)} times {tuple(weight.shape)} transposed does not give {tuple(out.shape)}")
     _check(memory.nbytes >= rows * packed_bytes(inputs) and x.stride(1) == 1, x[:1], weight, out)
     job = _Linear(
@@ -89,6 +90,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: tor
         x_stride=x.stride(0),
         x_is_bfloat16=x.dtype.itemsize == 2,
         weights_are_bfloat16=weight.dtype.itemsize == 2,
+        out_is_bfloat16=out.dtype.itemsize == 2,
     )
     compiled = library()
     assert compiled is not None
