@@ -1,4 +1,4 @@
-"""Kernels compiled for the CPU: decode attention, products with weight matrices, norms and rotations.
+"""Kernels compiled for the CPU: attention, products with weight matrices, norms, rotations and sums.
 
 Without a C++ compiler the package installs all the same, and all of it runs through torch.
 """
