@@ -64,27 +64,28 @@ class Shared:
         of what it can draw. That another is there too is as likely as that one's part; then all are served at the
         shared rate instead of what they draw in bursts together. No lane keeps less than an equal share of its time.
 
-        >>> memory = Shared("memory", 50.0, {}, {Lane.CPU: Burst(40.0), Lane.GPU: Burst(40.0)})
+        >>> bursts = dict.fromkeys((Lane.CPU, Lane.GPU), Burst(40.0))
+        >>> memory = Shared(name="memory", bytes_per_s=50.0, drawn_by={}, bursts=bursts)
         >>> memory.colliding_paces({Lane.CPU: 40.0, Lane.GPU: 40.0})[Lane.CPU]
         0.625
         """
         on_memory = {
-            lane: min(1.0, demands[lane] / (burst.awake * burst.bytes_per_s))
+            lane: min(1.0, demands[lane] / (burst.awake * self._in_burst(lane)))
             for lane, burst in self.bursts.items()
             if demands.get(lane)
         }
-        met = {lane: part * self.bursts[lane].awake for lane, part in on_memory.items()}
-        return {
-            lane: 1.0 / (1.0 - part + part * self._stretch(0.0, lane, [*met.items()]))
-            for lane, part in on_memory.items()
-        }
+        met = [(lane, part * self.bursts[lane].awake) for lane, part in on_memory.items()]
+        return {lane: 1.0 / (1.0 - part + part * self._stretch(0.0, lane, met)) for lane, part in on_memory.items()}
+
+    def _in_burst(self, lane: Lane) -> float:
+        return min(self.bursts[lane].bytes_per_s, self.bytes_per_s)
 
     def _stretch(self, drawn: float, lane: Lane, met: Sequence[tuple[Lane, float]]) -> float:
         """Return how many times as long a lane's bursts take, expected over whom they meet, each with its chance."""
         if not met:
             return max(1.0, drawn / self.bytes_per_s)
         (other, chance), *rest = met
-        more = drawn + min(self.bursts[other].bytes_per_s, self.bytes_per_s)
+        more = drawn + self._in_burst(other)
         if other == lane:
             return self._stretch(more, lane, rest)
         return chance * self._stretch(more, lane, rest) + (1.0 - chance) * self._stretch(drawn, lane, rest)
