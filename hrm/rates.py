@@ -13,11 +13,11 @@ from hrm.achievable import DeviceClass, Trait, default
 from hrm.arrays import Reals
 from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
-from hrm.hardware import HardwareProfile, Level, Link, Rate
+from hrm.hardware import HardwareProfile, Level, Link, Rate, SharedRate
 from hrm.policy import Policy, Processor, ScheduleName
 from hrm.records import record
 from hrm.roofline import computing_rates
-from hrm.schedule.sharing import Shared
+from hrm.schedule.sharing import Burst, Shared
 from hrm.schedule.task import Lane, Phase, TaskKind
 
 __all__ = ["Rates", "class_of", "placement_of"]
@@ -193,12 +193,28 @@ class Rates:
         if self.hardware.shared:
             return tuple(
                 Shared(
-                    name=name, bytes_per_s=self._of(one.bytes_per_s, Trait.READ, "cpu"), drawn_by=_by_lane(one.drawn_by)
+                    name=name,
+                    bytes_per_s=self._of(one.bytes_per_s, Trait.READ, "cpu"),
+                    drawn_by=_by_lane(one.drawn_by),
+                    bursts=self._bursts(one),
                 )
                 for name, one in self.hardware.shared.items()
             )
         rate = self.read_bytes_per_s("cpu")
         return (Shared(name="host_memory", bytes_per_s=rate, drawn_by=HOST_MEMORY_LANES),)
+
+    def _bursts(self, shared: SharedRate) -> dict[Lane, Burst]:
+        """Return what the processors draw that read the shared memory: several, as where a device has none of its own.
+
+        A slowed host works at its own speed and then sleeps.
+        """
+        lanes = [lane for lane in (Lane.CPU, Lane.GPU) if shared.drawn_by.get(lane)]
+        slowdown = {Lane.CPU: self.hardware.emulated.host_slowdown} if self.hardware.emulated else {}
+        bursts = {
+            lane: Burst(self.read_bytes_per_s(str(lane)) * slowdown.get(lane, 1.0), 1.0 / slowdown.get(lane, 1.0))
+            for lane in lanes
+        }
+        return bursts if len(bursts) > 1 else {}
 
     @property
     def kept(self) -> dict[Lane, float]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hrm.dtypes import DType
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor, ScheduleName, Staging
-from hrm.schedule.sharing import Shared, Work
+from hrm.schedule.sharing import Burst, Shared, Work
 from hrm.schedule.task import Lane
 
 GPU_SCHEDULES = [name for name in ScheduleName if name is not ScheduleName.HOST]
@@ -117,5 +117,10 @@ def works(draw, latencies=True):
 @st.composite
 def shared_rates(draw, most=2):
     lanes = st.dictionaries(st.sampled_from(Lane), st.sampled_from([0.5, 1.0, 2.0]))
+    burst = st.builds(Burst, st.floats(0.5, 50), awake=st.sampled_from([1.0, 0.25]))
+    bursts: st.SearchStrategy[dict[Lane, Burst]] = st.just({}) | st.dictionaries(st.sampled_from([Lane.CPU, Lane.GPU]), burst)
     names = [f"rate {number}" for number in range(draw(st.integers(0, most)))]
-    return tuple(Shared(name=name, bytes_per_s=draw(st.floats(0.5, 50)), drawn_by=draw(lanes)) for name in names)
+    return tuple(
+        Shared(name=name, bytes_per_s=draw(st.floats(0.5, 50)), drawn_by=draw(lanes), bursts=draw(bursts))
+        for name in names
+    )

@@ -19,6 +19,7 @@ from hrm.microbench import bench as bench_module
 from hrm.microbench import compute, measure, memory
 from hrm.microbench.bench import Bench
 from hrm.microbench.compute import best_shapes, product_samples
+from hrm.microbench.contention import shared_host_memory
 from hrm.microbench.kernels import KernelProbe, measure_table
 from hrm.microbench.profile import Request, profile_machine
 from hrm.schedule.task import Lane
@@ -241,6 +242,18 @@ def test_table_of_a_slowed_host_has_its_times_without_its_sleep():
         for size, line in zip(table.sizes, table.seconds, strict=True)
         for rows, seconds in zip(table.rows, line, strict=True)
     )
+
+
+@two_cores
+@pytest.mark.usefixtures("small")
+def test_what_lanes_draw_together_is_measured_without_a_slowed_hosts_sleep():
+    def gigabytes_per_s(slowdown):
+        backend = EmulatedBackend(replace(SPEC, host_slowdown=slowdown))
+        found = shared_host_memory(Bench(backend, quick=True))
+        backend.close()
+        return found.bytes_per_s.roof / 1e9
+
+    assert gigabytes_per_s(50.0) > 0.3 * gigabytes_per_s(1.0)
 
 
 def test_table_has_two_row_counts_even_without_time_unless_the_second_takes_long(host):

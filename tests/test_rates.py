@@ -10,8 +10,10 @@ from hrm.achievable import DeviceClass, Trait, default
 from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
 from hrm.errors import SchemaError
-from hrm.hardware import Link, SharedRate, bundled_profiles, load_profile
+from hrm.hardware import EmulatedSpec, Link, SharedRate, bundled_profiles, load_profile
 from hrm.rates import Rates, class_of
+from hrm.schedule.sharing import Burst
+from hrm.schedule.task import Lane
 from tests.machines import GPU_CLASSES, any_machines, level, machine, rate, unshared, with_level, with_link
 
 PROPERTY = settings(max_examples=100, deadline=None)
@@ -167,6 +169,19 @@ def test_lanes_share_host_memory_unless_the_profile_says_what():
     for rates, expected in ((ceiling, 1e9), (roof, 2e9)):
         (found,) = rates(replace(datasheet(), shared={"bus": bus})).shared
         assert (found.name, found.bytes_per_s, found.drawn_by) == ("bus", expected, bus.drawn_by)
+
+
+def test_processors_collide_where_a_device_has_no_memory_of_its_own_a_slowed_host_at_its_own_speed():
+    both = {"memory": SharedRate(bytes_per_s=rate(2e9), drawn_by={"cpu": 1.0, "gpu": 1.0, "h2d": 2.0})}
+    spec = EmulatedSpec(
+        name="slow", memory_capacity_bytes=1, h2d_bytes_per_s=1.0, d2h_bytes_per_s=1.0, host_slowdown=4.0
+    )
+    rates = ceiling(replace(datasheet(), shared=both, emulated=spec))
+    (memory,) = rates.shared
+
+    assert memory.bursts[Lane.CPU] == Burst(4 * rates.read_bytes_per_s("cpu"), 0.25)
+    assert memory.bursts[Lane.GPU] == Burst(rates.read_bytes_per_s("gpu"))
+    assert all(not one.bursts for one in ceiling(datasheet()).shared), "a card's kernels read its own memory"
 
 
 def test_a_level_without_a_class_is_taken_for_a_server_part():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hrm.policy import ScheduleName
 from hrm.schedule.catalog import build_schedule
-from hrm.schedule.sharing import Shared, Work, fair_paces
+from hrm.schedule.sharing import Burst, Shared, Work, fair_paces
 from hrm.schedule.simulation import Simulation
 from hrm.schedule.simulator import PassLoad, simulate_passes
 from hrm.schedule.task import Lane, Phase, Schedule, Task, TaskKey, TaskKind, Walk
@@ -330,6 +330,62 @@ def test_who_asks_for_little_gets_it_and_the_others_divide_the_rest():
     assert fair_paces([[40.0], [60.0]], [100.0]) == (1.0, 1.0)
     # A task on two resources gets on at the pace of the scarcer one.
     assert fair_paces([[80.0, 10.0], [80.0, 0.0]], [80.0, 5.0]) == pytest.approx((0.5, 0.5))
+
+
+PROCESSORS = (Lane.CPU, Lane.GPU, Lane.PIN)
+
+
+@st.composite
+def collisions(draw):
+    """A memory that two or three processors share, and what each draws of what it can."""
+    rate = draw(st.floats(1.0, 100.0))
+    lanes = PROCESSORS[: draw(st.integers(2, 3))]
+    bursts = {lane: Burst(draw(st.floats(0.2, 1.5)) * rate, draw(st.sampled_from([1.0, 0.25]))) for lane in lanes}
+    parts = {lane: draw(st.floats(0.01, 1.0)) for lane in lanes}
+    demands = {lane: parts[lane] * bursts[lane].awake * min(bursts[lane].bytes_per_s, rate) for lane in lanes}
+    return Shared(name="memory", bytes_per_s=rate, drawn_by=dict.fromkeys(lanes, 1.0), bursts=bursts), demands
+
+
+@given(collisions())
+def test_colliding_lanes_keep_an_equal_share_of_their_time_at_least_and_draw_no_more_than_there_is(case):
+    memory, demands = case
+    paces = memory.colliding_paces(demands)
+
+    assert all((1 - 1e-9) / len(demands) <= pace <= 1.0 for pace in paces.values())
+    if len(demands) == 2:
+        assert sum(demand * paces[lane] for lane, demand in demands.items()) <= memory.bytes_per_s * (1 + 1e-9)
+
+
+@given(collisions(), st.floats(1.0, 10.0))
+def test_more_memory_never_slows_what_collides(case, factor):
+    memory, demands = case
+    more = replace(memory, bytes_per_s=factor * memory.bytes_per_s)
+    paces = memory.colliding_paces(demands)
+
+    assert all(pace >= paces[lane] * (1 - 1e-9) for lane, pace in more.colliding_paces(demands).items())
+
+
+def test_a_host_that_sleeps_is_slowed_as_one_that_does_not_but_slows_others_less():
+    """Awake a quarter of the time, it meets the other in each of its bursts, the other meets it in one of four."""
+
+    def paces(awake):
+        bursts = {Lane.CPU: Burst(50.0, awake), Lane.GPU: Burst(50.0)}
+        memory = Shared(name="memory", bytes_per_s=50.0, drawn_by={}, bursts=bursts)
+        return memory.colliding_paces({Lane.CPU: awake * 50.0, Lane.GPU: 50.0})
+
+    assert paces(1.0) == {Lane.CPU: 0.5, Lane.GPU: 0.5}
+    assert paces(0.25) == {Lane.CPU: 0.5, Lane.GPU: 1 / 1.25}
+
+
+def test_who_is_seldom_on_memory_hardly_notices_others_there():
+    """Of 100 B/s, 10 are drawn at 100: a tenth of its time is on memory, and that alone takes twice as long."""
+    bursts = dict.fromkeys((Lane.CPU, Lane.GPU), Burst(100.0))
+    memory = Shared(name="memory", bytes_per_s=100.0, drawn_by={}, bursts=bursts)
+
+    assert memory.colliding_paces({Lane.CPU: 10.0, Lane.GPU: 100.0}) == pytest.approx(
+        {Lane.CPU: 1 / 1.1, Lane.GPU: 1 / 1.1}
+    )
+    assert memory.colliding_paces({Lane.CPU: 10.0, Lane.GPU: 0.0}) == {Lane.CPU: 1.0}
 
 
 def _one_pass(tasks, work_of, shared, kept=None):

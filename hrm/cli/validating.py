@@ -14,7 +14,6 @@ from hrm.errors import HrmError
 if TYPE_CHECKING:
     from hrm.cli.validation_cases import Asked, Source
     from hrm.cli.validation_runs import Folder
-    from hrm.device.opening import DeviceChoice
     from hrm.hardware import HardwareProfile
     from hrm.validation.cases import Case, Cases
 
@@ -50,7 +49,8 @@ def validate(
 ) -> None:
     """Run the best plans, every schedule and plans drawn from everywhere; judge predictions and decisions.
 
-    Devices are profiled first. What has been done is kept: the same command goes on where it was cut off.
+    Device after device is profiled and its plans run. What has been done is kept: the same command goes on where it was
+    cut off.
     """
     import time
 
@@ -62,22 +62,25 @@ def validate(
     sources = _sources(checkpoints, prompts)
     folder = _folder(output)
     asked = Asked(plans=plans, spread=spread, case_s=case_s, seed=seed)
+    machines: dict[str, HardwareProfile] = {}
+    parts: list[Cases] = []
     with progress("validating") as say:
-        machines = _machines(folder, devices or list(DEVICES), kernels_s, say)
-        cases = _cases(folder, machines, sources, asked, say)
-        if not report_only:
-            left_s = budget_s - (time.monotonic() - began_s)
-            missing = run_cases(folder, cases, machines, rounds=rounds, budget_s=left_s, say=say)
-            if missing:
-                say(f"{missing} runs are missing: the time is spent (the same command goes on)")
-    _report(folder, cases, machines, json=json)
+        for device in devices or DEVICES:
+            name, machines[name] = _machine(folder, device, kernels_s, say)
+            parts.append(_cases(folder, name, machines[name], sources, asked, say))
+            left_s = 0.0 if report_only else budget_s - (time.monotonic() - began_s)
+            missing = run_cases(folder, parts[-1], machines[name], rounds=rounds, budget_s=left_s, say=say)
+            if missing and not report_only:
+                say(f"{missing} runs on {name} are missing: the time is spent (the same command goes on)")
+                break
+    _report(folder, parts, machines, json=json)
 
 
 def _folder(path: Path) -> Folder:
     from hrm.cli.validation_runs import Folder
 
     try:
-        for inside in (path, path / "machines", path / "jobs"):
+        for inside in (path, path / "machines", path / "cases", path / "jobs"):
             inside.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HrmError(f"-o {path}: cannot be made: {error.strerror or error} (choose another folder)") from None
@@ -101,8 +104,8 @@ def _sources(checkpoints: Sequence[Path], prompts: Path | None) -> dict[str, Sou
     return sources
 
 
-def _machines(folder: Folder, devices: Sequence[str], kernels_s: float, say: Say) -> dict[str, HardwareProfile]:
-    """Profile the devices that have not been, and return all profiles by name."""
+def _machine(folder: Folder, device: str, kernels_s: float, say: Say) -> tuple[str, HardwareProfile]:
+    """Profile a device that has not been, and return its name and profile."""
     from executor.kernels import kernel_probes
     from executor.small_runs import small_runs
     from hrm.device.backend import Backend
@@ -117,67 +120,57 @@ def _machines(folder: Folder, devices: Sequence[str], kernels_s: float, say: Say
         # What a quick profile has time for would leave most placements out, and the cases have them all.
         return small_runs(backend)
 
-    def profile(choice: DeviceChoice, text: str, name: str) -> HardwareProfile:
+    choice = parse_device(device)
+    name = choice.emulated.name if choice.emulated else {"none": "cpu"}.get(choice.device, choice.device)
+    if not folder.profile(name).exists():
         backend = open_backend(choice.device, choice.emulated, index=choice.index)
-        request = Request(quick=True, kernels_s=kernels_s, command=f"hrm validate --device {text}", name=name)
+        request = Request(quick=True, kernels_s=kernels_s, command=f"hrm validate --device {device}", name=name)
         try:
             probes = kernel_probes(DType.BFLOAT16, quick=False)
-            return profile_machine(
+            profile = profile_machine(
                 backend, probes, request, small_runs=every_placement, progress=lambda step: say(f"{name}: {step}")
             )
         finally:
             backend.close()
-
-    machines = {}
-    for text in devices:
-        choice = parse_device(text)
-        name = choice.emulated.name if choice.emulated else {"none": "cpu"}.get(choice.device, choice.device)
-        path = folder.profile(name)
-        if not path.exists():
-            write_yaml(path, profile(choice, text, name))
-        machines[name] = load_profile(path)
-    return machines
+        write_yaml(folder.profile(name), profile)
+    return name, load_profile(folder.profile(name))
 
 
 def _cases(
-    folder: Folder,
-    machines: dict[str, HardwareProfile],
-    sources: dict[str, Source],
-    asked: Asked,
-    say: Say,
+    folder: Folder, machine: str, hardware: HardwareProfile, sources: dict[str, Source], asked: Asked, say: Say
 ) -> Cases:
-    """Return the cases laid out before, or lay them out."""
+    """Return the cases of a machine that were laid out before, or lay them out."""
     from hrm.files import to_plain, write_json
     from hrm.validation.cases import Cases, load_cases
 
     made_for = {name: str(value) for name, value in to_plain(asked).items()}
-    made_for |= {"devices": ", ".join(machines), "models": ", ".join(sources)}
-    if folder.cases.exists():
-        found = load_cases(folder.cases)
+    made_for |= {"models": ", ".join(sources)}
+    path = folder.cases(machine)
+    if path.exists():
+        found = load_cases(path)
         if found.asked != made_for:
             changed = ", ".join(name for name in made_for if made_for[name] != found.asked.get(name))
-            raise HrmError(f"{folder.cases}: was made with other {changed} (give the same again, or another folder)")
+            raise HrmError(f"{path}: was made with other {changed} (give the same again, or another folder)")
         return found
     folders = {name: source.folder for name, source in sources.items()}
-    cases = tuple(_laid_out(folder, machines, sources, asked, say))
-    write_json(folder.cases, Cases(asked=made_for, checkpoints=folders, cases=cases))
-    return load_cases(folder.cases)
+    cases = tuple(_laid_out(folder, machine, hardware, sources, asked, say))
+    write_json(path, Cases(asked=made_for, checkpoints=folders, cases=cases))
+    return load_cases(path)
 
 
 def _laid_out(
-    folder: Folder, machines: dict[str, HardwareProfile], sources: dict[str, Source], asked: Asked, say: Say
+    folder: Folder, machine: str, hardware: HardwareProfile, sources: dict[str, Source], asked: Asked, say: Say
 ) -> Iterator[Case]:
-    """Choose the cases of each model on each machine, and write their prompts."""
+    """Choose the cases of each model on a machine, and write their prompts."""
     from hrm.cli.validation_cases import Site, plan_cases
 
     for model_name, source in sources.items():
-        for machine, hardware in machines.items():
-            name = f"{machine}-{model_name}"
-            say(f"choosing plans: {name}")
-            site = Site(name=name, machine=machine, model_name=model_name, source=source, hardware=hardware)
-            for case, tokens in plan_cases(site, asked):
-                _write_job(folder.prompts(case.job), tokens)
-                yield case
+        name = f"{machine}-{model_name}"
+        say(f"choosing plans: {name}")
+        site = Site(name=name, machine=machine, model_name=model_name, source=source, hardware=hardware)
+        for case, tokens in plan_cases(site, asked):
+            _write_job(folder.prompts(case.job), tokens)
+            yield case
 
 
 def _write_job(path: Path, tokens: Sequence[Sequence[int]]) -> None:
@@ -190,7 +183,7 @@ def _write_job(path: Path, tokens: Sequence[Sequence[int]]) -> None:
             stream.write(dumps({"id": str(number), "tokens": list(one)}) + "\n")
 
 
-def _report(folder: Folder, cases: Cases, machines: dict[str, HardwareProfile], *, json: bool) -> None:
+def _report(folder: Folder, parts: Sequence[Cases], machines: dict[str, HardwareProfile], *, json: bool) -> None:
     """Judge what has run, and write and show the report."""
     from hrm.files import write_json
     from hrm.model_config import load_model
@@ -200,12 +193,13 @@ def _report(folder: Folder, cases: Cases, machines: dict[str, HardwareProfile], 
     from hrm.validation.judgement import judge
     from hrm.validation.report_page import Validation, write_report_page
 
-    models = {name: load_model(path) for name, path in cases.checkpoints.items()}
+    models = {name: load_model(path) for part in parts for name, path in part.checkpoints.items()}
+    cases = [case for part in parts for case in part.cases]
     runs = load_runs(folder.runs)
     if not any(run.failed is None for run in runs):
         raise HrmError(f"{folder.runs}: no run has succeeded (raise --budget-s, or see the file for what failed)")
     with progress("judging") as say:
-        judgement = judge(cases.cases, runs, machines, models, say)
+        judgement = judge(cases, runs, machines, models, say)
     found = document(judgement, machines)
     write_json(folder.report, found)
     shown = Validation(judgement=judgement, runs=tuple(runs), machines=machines, models=models)

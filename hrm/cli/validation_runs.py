@@ -31,12 +31,16 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cases, self.runs = path / "cases.json", path / "runs.jsonl"
+        self.runs = path / "runs.jsonl"
         self.report, self.page = path / "report.json", path / "report.html"
 
     def profile(self, machine: str) -> Path:
         """Where a machine's profile lies."""
         return self.path / "machines" / f"{machine}.yaml"
+
+    def cases(self, machine: str) -> Path:
+        """Where the cases of a machine lie."""
+        return self.path / "cases" / f"{machine}.json"
 
     def prompts(self, job: str) -> Path:
         """Where a job's prompts lie."""
@@ -46,13 +50,13 @@ class Folder:
 def run_cases(
     folder: Folder,
     cases: Cases,
-    machines: dict[str, HardwareProfile],
+    machine: HardwareProfile,
     *,
     rounds: int,
     budget_s: float,
     say: Callable[[str], None],
 ) -> int:
-    """Make the runs that are missing until the time is spent; return how many are missing still."""
+    """Make the runs of a machine that are missing until the time is spent; return how many are missing still."""
     from hrm.validation.cases import load_runs
 
     began_s = time.monotonic()
@@ -65,7 +69,7 @@ def run_cases(
         if time.monotonic() - began_s + expected_s > budget_s:
             return len(missing) - number
         say(f"round {index + 1} of {rounds}, {case.name} ({number + 1} of {len(missing)} runs)")
-        run = _run(case, index, cases.checkpoints[case.model], machines[case.machine], folder)
+        run = _run(case, index, cases.checkpoints[case.model], machine, folder)
         took[case.name] = run.took_s
         _append(folder.runs, run)
     return 0

@@ -187,7 +187,7 @@ class Lanes(ABC):
         if paces is None:
             none = (0.0,) * len(self._rates)
             demands = [none if number == NOTHING else self.sorts[number].demands for number in key]
-            paces = fair_paces(demands, self._rates)
+            paces = self._collided(demands, fair_paces(demands, self._rates))
             if key.count(NOTHING) < len(key) - 1:
                 paces = tuple(map(min, paces, self._kept))
             self._paces[key] = paces
@@ -195,3 +195,11 @@ class Lanes(ABC):
             if pace != self.pace[lane]:
                 self.ends[lane] = now + (self.ends[lane] - now) * self.pace[lane] / pace
                 self.pace[lane] = pace
+
+    def _collided(self, demands: Sequence[Sequence[float]], paces: tuple[float, ...]) -> tuple[float, ...]:
+        """Return what is left of the lanes' paces where those collide that share a memory."""
+        for number, one in enumerate(self._shared):
+            if one.bursts:
+                kept = one.colliding_paces({lane: demands[at][number] for at, lane in enumerate(LANES)})
+                paces = tuple(min(pace, kept.get(lane, 1.0)) for lane, pace in zip(LANES, paces, strict=True))
+        return paces

@@ -5,10 +5,10 @@
     result.end_s, result.loads[1].busy_s(Lane.GPU)
 
 A lane does one task at a time, in the schedule's order; a task starts when its lane is free and its needs are met.
-Running tasks share each rate of `shared` max-min fairly (`hrm.schedule.sharing`), and a lane beside others that draw
-has no more than the share of its pace in `kept`; with none shared, a task lasts the `seconds` of its `Work`.
-`work_of` is asked once for layers that are alike (`Walk.like`), and once per load: its answer may depend on kind, part,
-kind of layer and whether it is the last.
+Running tasks share each rate of `shared` max-min fairly, less what collisions cost (`hrm.schedule.sharing`), and a lane
+beside others that draw has no more than the share of its pace in `kept`; with none shared, a task lasts the `seconds`
+of its `Work`. `work_of` is asked once for layers that are alike (`Walk.like`), and once per load: its answer may depend
+on kind, part, kind of layer and whether it is the last.
 
 Where the state of all lanes is as it was a few layers or a pass before, what repeats from there on is not simulated but
 counted. A load of many passes is a stretch of generation in which costs hardly change: sample a growing context by a
