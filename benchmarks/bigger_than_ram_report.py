@@ -135,6 +135,5 @@ def _median_said(pairs: list[dict[str, Any]], fidelity: str, count: int) -> floa
 
 
 def disk_tokens_per_s(pair: dict[str, Any]) -> float:
-    """Return the decode rate that reading alone allows."""
-    said, reading_s = pair["predicted"]["simulated"], pair["predicted"]["task_s"]["decode"]["disk_read"]
-    return float(said["decode_tokens_per_s"] * said["decode_s"] / reading_s)
+    """Return the decode rate that reading alone allows: `reading_s` is that of a pass."""
+    return float(pair["sequences"] / pair["predicted"]["reading_s"])

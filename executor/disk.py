@@ -46,13 +46,18 @@ class DiskStore:
         self._ring = DiskRing(policy, model)
         self._dtype = torch_dtype(policy.weight_dtype)
         self._parameters = model.expert_parameters
-        self.kept = model.num_experts - policy.disk_experts
-        """Experts of each layer that are in memory, the first ones."""
+        self.on_disk = policy.disk_experts_of(model)
+        """Experts on disk by layer, the last ones."""
+        self._num_experts = model.num_experts
         self._buffers = aligned_buffers(self._file.expert_bytes, policy.num_disk_buffers(model))
         self._lock = threading.Lock()
         self._readings: deque[Reading] = deque()
         self._asked = self._read = self._used = 0
         """How many experts were asked for, have come, and were done with."""
+
+    def kept(self, layer: int) -> int:
+        """Return how many experts of a layer are in memory, the first ones."""
+        return self._num_experts - self.on_disk[layer]
 
     def load(self, layer: int, expert: int, target: torch.Tensor) -> None:
         """Copy an expert that stays in memory to its place, flat, by way of the ring."""
@@ -89,7 +94,7 @@ class DiskStore:
             while self._asked < self._used + self._ring.buffers:
                 layer, part, _ = self._ring.at(self._asked)
                 target = self._buffers[self._asked % self._ring.buffers]
-                self._readings.append(self._file.begin(layer, self.kept + part, target))
+                self._readings.append(self._file.begin(layer, self.kept(layer) + part, target))
                 self._asked += 1
 
     def _weights(self, number: int) -> torch.Tensor:
@@ -116,11 +121,11 @@ class DiskTasks:
 
     def compute(self, step: Step) -> None:
         """Add an expert's output to the sums; with the layer's last one, add these to the hidden states."""
-        state, disk, part = self.state, self.state.disk, step.task.part
+        state, disk, (_, layer, part) = self.state, self.state.disk, step.task.key
         assert disk is not None
-        self._add(step, disk.kept + part, [disk.expert()])
+        self._add(step, disk.kept(layer) + part, [disk.expert()])
         disk.used()
-        if part == state.policy.disk_experts - 1:
+        if part == disk.on_disk[layer] - 1:
             hidden = state.all_hidden(step)
             add_to(hidden, state.buffers.disk.sums[: len(hidden)])
 

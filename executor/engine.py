@@ -12,6 +12,7 @@ from executor.answer import Answer, Rules
 from executor.buffers import WaveBuffers
 from executor.disk import DiskStore
 from executor.footprint import Footprint
+from executor.garbage import old_objects_left_alone
 from executor.kv_cache import WaveCache
 from executor.measure import WaveSpans, measured
 from executor.memory import main_device, main_memory, pinned_memory, torch_dtype
@@ -205,7 +206,8 @@ class Engine:
             return seats.passes_after(index)
 
         begun_s = time.perf_counter()
-        spans = run_schedule(self._schedule, seats.passes, TaskRunner(state), self.backend, on_pass)
+        with old_objects_left_alone():
+            spans = run_schedule(self._schedule, seats.passes, TaskRunner(state), self.backend, on_pass)
         return WaveSpans(begun_s=begun_s, spans=spans)
 
     def _wave_state(self, seats: Seats) -> WaveState:

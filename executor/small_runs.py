@@ -80,7 +80,10 @@ def small_runs(backend: Backend, budget_s: float = math.inf) -> tuple[TaskRun, .
 
 
 def _policies() -> Iterator[Policy]:
-    """Yield attention on the CPU, on the GPU, there with the cache on the host, split experts, all on the CPU."""
+    """Yield attention on the CPU, on the GPU, there with the cache on the host, split experts, all on the CPU.
+
+    The last one again, with half of the experts on disk.
+    """
     policy = Policy(
         batch_size=FEW,
         micro_batch_size=FEW,
@@ -97,7 +100,9 @@ def _policies() -> Iterator[Policy]:
     yield replace(policy, attention_device=Processor.GPU, schedule=ScheduleName.KV_TRANSFER)
     half = SMALL.num_experts // 2
     yield replace(policy, resident_experts=half, cpu_experts=half)
-    yield replace(policy, ffn_device=Processor.CPU, resident_experts=0, schedule=ScheduleName.HOST)
+    on_cpu = replace(policy, ffn_device=Processor.CPU, resident_experts=0, schedule=ScheduleName.HOST)
+    yield on_cpu
+    yield replace(on_cpu, disk_experts=half)
 
 
 def _task_seconds(engine: Engine, prompts: list[Prompt]) -> dict[Phase, dict[TaskKind, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -46,13 +46,16 @@ class ExpertStore:
         self._backend = backend
         self._expert = model.expert_parameters
         self._num_pages = policy.num_pages
-        on_cpu = policy.experts_on_cpu(model) - policy.disk_experts
-        counts = (policy.resident_experts, policy.streamed_experts(model), on_cpu)
-        resident, streamed, computed = ((count * self._expert,) for count in counts)
+        counts = (policy.resident_experts, policy.streamed_experts(model))
+        resident, streamed = ((count * self._expert,) for count in counts)
         pinned = backend.host_empty if staged else pinned_memory(backend)
         self._resident = {layer: backend.empty(resident, dtype) for layer in model.moe_layers}
         self._streamed = {layer: pinned(streamed, dtype) for layer in model.moe_layers}
-        self._on_cpu = {layer: backend.host_empty(computed, dtype) for layer in model.moe_layers}
+        on_cpu = policy.experts_on_cpu(model)
+        self._on_cpu = {
+            layer: backend.host_empty(((on_cpu - on_disk) * self._expert,), dtype)
+            for layer, on_disk in policy.disk_experts_of(model).items()
+        }
         self.bounds = page_bounds(*streamed, policy.num_pages, dtype.itemsize)
         self._slots = [backend.empty(streamed, dtype).zero_() for _ in range(IN_FLIGHT if counts[1] else 0)]
         largest = max(last - first for first, last in pairwise(self.bounds))
@@ -125,8 +128,9 @@ def load_weights(
         reader.close()
     store = ExpertStore(policy, model, backend)
     if disk is not None:
-        for layer, expert in product(model.moe_layers, range(disk.kept)):
-            disk.load(layer, expert, store.home(layer, expert))
+        for layer in model.moe_layers:
+            for expert in range(disk.kept(layer)):
+                disk.load(layer, expert, store.home(layer, expert))
         return weights, store
     reader = CheckpointReader(folder)
     try:

@@ -7,7 +7,7 @@ through all layers, which no overlap shortens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import numpy as np
@@ -84,7 +84,10 @@ class PassCosts:
         if kind is TaskKind.HEAD:
             cost = head
         else:
-            cost = (self.last if is_last else self.full)[self.model.layer_kind(task.layer)][kind]
+            here = (self.last if is_last else self.full)[self.model.layer_kind(task.layer)]
+            cost = here[kind]
+            if kind is TaskKind.KEPT_EXPERTS and task.layer in self.fuller_layers:
+                cost = add_costs([cost, _kept_expert(here)])
             if task.layer == self.model.num_layers - 1 and kind is self.head_kind:
                 cost = add_costs([cost, head])
         seconds = float(self.stretched(task.lane, cost.seconds))
@@ -92,9 +95,10 @@ class PassCosts:
 
     def remembered(self) -> Callable[[Task], Work]:
         """Return `work_of` as a function that works out each of the few different answers once."""
-        works: dict[tuple[TaskKind, LayerKind, bool, bool], Work] = {}
+        works: dict[tuple[TaskKind, Hashable, bool, bool], Work] = {}
         last_part, last_layer = self.grid.num_micro_batches - 1, self.model.num_layers - 1
-        kinds = [self.model.layer_kind(layer) for layer in range(self.model.num_layers)]
+        fuller = self.fuller_layers
+        kinds = [(self.model.layer_kind(layer), layer in fuller) for layer in range(self.model.num_layers)]
 
         def work_of(task: Task) -> Work:
             kind, layer, part = task.key
@@ -104,6 +108,11 @@ class PassCosts:
             return works[key]
 
         return work_of
+
+    @property
+    def fuller_layers(self) -> tuple[int, ...]:
+        """The layers that keep one expert more in memory than the others, for a grid of one policy."""
+        return self.model.moe_layers[: int(self.grid.fuller_layers)]
 
     @property
     def head_kind(self) -> TaskKind:
@@ -298,11 +307,26 @@ def _summed_of(costs: PassCosts, kind: TaskKind) -> Cost:
             parts.append(full.times(count * _times_in_a_layer(kind, grid)))
         else:
             parts.append(_over_batch(full, costs.last[layer][kind], grid.num_micro_batches - 1, count))
+    if kind in _OF_A_LAYER and np.any(grid.fuller_layers):
+        parts.append(_moved_to_memory(costs)[kind].times(grid.fuller_layers))
     return add_costs(parts)
 
 
 def _times_in_a_layer(kind: TaskKind, grid: PolicyGrid) -> Reals:
     return 1.0 if kind is TaskKind.KEPT_EXPERTS else grid.disk_experts
+
+
+def _moved_to_memory(costs: PassCosts) -> Kinds:
+    """Return what a layer that keeps one expert more has more to do: one to compute with, and one less to read."""
+    here = next(kinds for kinds in costs.full.values() if TaskKind.DISK_EXPERTS in kinds)
+    less = {kind: here[kind].times(-1.0) for kind in (TaskKind.DISK_READ, TaskKind.DISK_EXPERTS)}
+    return {TaskKind.KEPT_EXPERTS: _kept_expert(here), **less}
+
+
+def _kept_expert(here: Kinds) -> Cost:
+    """Return what computing with one more expert in memory costs: a task less than with one on disk."""
+    one = here[TaskKind.DISK_EXPERTS]
+    return replace(one, seconds=one.seconds - one.latency_s, latency_s=0.0)
 
 
 def _over_batch(full: Cost, last: Cost, whole: Reals, count: float) -> Cost:
@@ -325,6 +349,10 @@ def _chain_s(costs: PassCosts) -> Reals:
         for kind in (TaskKind.KEPT_EXPERTS, TaskKind.DISK_EXPERTS):
             if kind in here:
                 one = one + count * _times_in_a_layer(kind, costs.grid) * here[kind].seconds
+    if np.any(costs.grid.fuller_layers):
+        moved = _moved_to_memory(costs)
+        more_s = moved[TaskKind.KEPT_EXPERTS].seconds + moved[TaskKind.DISK_EXPERTS].seconds
+        one = one + costs.grid.fuller_layers * more_s
     if costs.grid.template.schedule is ScheduleName.SERIAL and costs.phase is Phase.DECODE:
         one = np.maximum(one, sum(costs.summed[kind].seconds for kind in _IN_TURN if kind in costs.summed))
     return one

@@ -138,7 +138,7 @@ def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, 
     kv_bytes = _kv_cache_bytes(grid, model, workload)
     on_cpu = model.num_moe_layers * _expert_bytes(grid, model) * (model.num_experts - grid.resident_experts)
     if choices.main_device is Processor.CPU:
-        on_disk = model.num_moe_layers * _expert_bytes(grid, model) * grid.disk_experts
+        on_disk = (model.num_moe_layers * grid.disk_experts - grid.fuller_layers) * _expert_bytes(grid, model)
         cpu = held | {"expert_weights": on_cpu - on_disk, "kv_cache": kv_bytes}
         return {"gpu": {}, "cpu": _with_disk(cpu, grid, model, workload) if grid.reads_disk else cpu}
     streamed = streamed_layer_bytes(grid, model)

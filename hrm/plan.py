@@ -238,7 +238,7 @@ def policy_summary(policy: Policy, model: ModelSpec) -> dict[str, Any]:
         "num_micro_batches": policy.num_micro_batches,
         "weights_on_gpu": policy.weights_on_gpu(model),
         "experts_on_cpu": policy.experts_on_cpu(model) / model.num_experts,
-        "experts_on_disk": policy.disk_experts / model.num_experts,
+        "experts_on_disk": policy.share_on_disk(model),
     }
 
 

@@ -64,7 +64,8 @@ class Policy:
     both devices are the CPU. Of the KV cache, whole sequences stay on the GPU, up to the share `kv_on_gpu`.
 
     Where everything runs on the CPU, the last `disk_experts` of each MoE layer lie on disk and are read once per pass,
-    one after the other, into a ring of `disk_buffers` buffers in host memory.
+    one after the other, into a ring of `disk_buffers` buffers in host memory. The first `fuller_layers` of these layers
+    keep one expert more in memory.
     """
 
     batch_size: PositiveInt
@@ -74,6 +75,7 @@ class Policy:
     resident_experts: NonNegativeInt
     cpu_experts: NonNegativeInt = 0
     disk_experts: NonNegativeInt = 0
+    fuller_layers: NonNegativeInt = 0
     kv_on_gpu: Share
     schedule: ScheduleName
     weight_dtype: DType
@@ -116,6 +118,14 @@ class Policy:
     def streamed_experts(self, model: ModelSpec) -> int:
         """Experts per MoE layer whose weights cross the link in each pass."""
         return model.num_experts - self.resident_experts - self.experts_on_cpu(model)
+
+    def disk_experts_of(self, model: ModelSpec) -> dict[int, int]:
+        """Experts that lie on disk, by layer: of those that have routed experts."""
+        return {layer: self.disk_experts - (place < self.fuller_layers) for place, layer in enumerate(model.moe_layers)}
+
+    def share_on_disk(self, model: ModelSpec) -> float:
+        """Share of all routed experts that lies on disk."""
+        return sum(self.disk_experts_of(model).values()) / max(1, model.num_moe_layers * model.num_experts)
 
     def num_disk_buffers(self, model: ModelSpec) -> int:
         """Experts that the ring between disk and CPU has room for, unless stated.
@@ -163,6 +173,12 @@ class Policy:
                 f"disk_experts {self.disk_experts}: must be at most {limit}"
                 + (" where a GPU computes (experts on disk are the CPU's)" if not limit else " (lower it)")
             )
+        limit = max(0, model.num_moe_layers - 1) if self.disk_experts > 1 else 0
+        if self.fuller_layers > limit:
+            raise PolicyError(
+                f"fuller_layers {self.fuller_layers}: must be at most {limit} with disk_experts {self.disk_experts} "
+                f"and {model.num_moe_layers} layers of experts (each layer reads one at least)"
+            )
 
     def _check_schedule(self) -> None:
         devices = (self.attention_device, self.ffn_device)
@@ -208,6 +224,7 @@ class PolicyGrid:
     cpu_experts: Reals = 0.0
     kv_on_gpu: Reals = 0.0
     disk_experts: Reals = 0.0
+    fuller_layers: Reals = 0.0
 
     @classmethod
     def of(cls, policy: Policy) -> PolicyGrid:
@@ -220,6 +237,7 @@ class PolicyGrid:
             cpu_experts=float(policy.cpu_experts),
             kv_on_gpu=policy.kv_on_gpu,
             disk_experts=float(policy.disk_experts),
+            fuller_layers=float(policy.fuller_layers),
         )
 
     @property
@@ -268,6 +286,7 @@ class PolicyGrid:
             cpu_experts=_entry(self.cpu_experts, index),
             kv_on_gpu=float(np.ravel(self.kv_on_gpu)[index if np.ndim(self.kv_on_gpu) else 0]),
             disk_experts=_entry(self.disk_experts, index),
+            fuller_layers=_entry(self.fuller_layers, index),
         )
 
 

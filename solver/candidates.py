@@ -29,7 +29,7 @@ SIMULATED_WITHIN = 0.8
 DISTINCT = 1.3
 """Of one placement, candidates differ that are so much apart in the number of micro-batches, or in N."""
 
-_NUMBERS = {"batch_size", "micro_batch_size", "resident_experts", "cpu_experts", "disk_experts"}
+_NUMBERS = {"batch_size", "micro_batch_size", "resident_experts", "cpu_experts", "disk_experts", "fuller_layers"}
 _BESIDE_NUMBERS = attrgetter(*(one.name for one in fields(Policy) if one.name not in _NUMBERS))
 
 

@@ -60,9 +60,12 @@ def _with(policy: Policy, batch_size: int) -> Policy:
 
 
 def _decode(problem: Problem, policy: Policy) -> tuple[float, bool]:
-    """Return how long a decode pass in the middle takes, and whether something else takes as long as the disk."""
-    workload = replace(problem.workload, num_sequences=None)
-    passes = job_passes(PolicyGrid.of(policy), problem.model, problem.hardware, workload, Fidelity.CEILING)
+    """Return how long a decode pass in the middle takes, and whether something else takes as long as the disk.
+
+    Each at its own rate: roofs cross there, whatever lanes keep of them when both are busy.
+    """
+    workload, alone = replace(problem.workload, num_sequences=None), replace(problem.hardware, contention={})
+    passes = job_passes(PolicyGrid.of(policy), problem.model, alone, workload, Fidelity.CEILING)
     decode = [one.work for one in passes if one.phase is Phase.DECODE]
     work = decode[len(decode) // 2]
     others = [float(seconds) for lane, seconds in work.seconds.items() if lane is not Lane.DISK]

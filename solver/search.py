@@ -54,7 +54,7 @@ def solve(
     """Find the best policy and return it as a plan that runs as written; the plan headlines `fidelity`.
 
     `auto` simulates the best three that differ, without those that cannot win, and takes the best of them; where
-    several tie, the simplest. Without
+    several tie, the simplest; memory that one with experts on disk leaves over is filled (`solver.disk_room`). Without
     `simulate` the best at `ceiling` is taken. `milp` and `grid` prove that one.
 
     >>> import hrm
@@ -99,6 +99,7 @@ def _simulated_best(problem: Problem, explored: Explored, fidelity: Fidelity, fo
     at_ceiling = float(objective_s(problem, best.prediction.by_fidelity[Fidelity.CEILING]))
     found = replace(
         found,
+        bound=_shown(problem, min(explored.leader.best_s, at_ceiling)),
         gap=max(0.0, 1.0 - explored.leader.best_s / at_ceiling),
         binding=binding(problem, *best.candidate),
         ties=best.ties,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hrm.policy import Policy, PolicyGrid, Processor
 from hrm.predict import Prediction, predict
 from hrm.records import record
 from solver.candidates import Candidate, Explored, distinct, explore
+from solver.disk_room import finished
 from solver.grid import objective_s
 from solver.infeasible import missed_when_simulated
 from solver.problem import Problem
@@ -41,7 +43,24 @@ def simulated_best(problem: Problem, explored: Explored, fidelity: Fidelity) -> 
     cost = [_simulated_s(problem, one) for _, one in made]
     tied = [one for one, own in zip(made, cost, strict=True) if own <= min(cost) * (1.0 + TIED_WITHIN)]
     (best, prediction), *others = sorted(tied, key=lambda one: _complexity(one[0].policy))
+    if best.policy.disk_experts:
+        best, prediction = _finished(problem, best, prediction, fidelity)
     return SimulatedBest(candidate=best, prediction=prediction, ties=tuple(other.policy for other, _ in others))
+
+
+def _finished(
+    problem: Problem, best: Candidate, prediction: Prediction, fidelity: Fidelity
+) -> tuple[Candidate, Prediction]:
+    """Use what memory is left over beside experts on disk."""
+
+    def objective(made: Prediction) -> float:
+        return _simulated_s(problem, made) if _keeps_limits(problem, made) else math.inf
+
+    def predicted(policy: Policy) -> Prediction:
+        return predict(policy, problem.model, problem.hardware, problem.workload, fidelity=fidelity)
+
+    policy, prediction = finished(problem, best.policy, prediction, predicted, objective)
+    return best._replace(policy=policy), prediction
 
 
 def _within_limits(problem: Problem, explored: Explored, fidelity: Fidelity) -> list[tuple[Candidate, Prediction]]:

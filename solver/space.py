@@ -191,6 +191,7 @@ def _grid(template: Policy, sizes: Column, split: Column, shares: Column) -> Pol
         cpu_experts=on_cpu,
         kv_on_gpu=share,
         disk_experts=np.full_like(batch, template.disk_experts),
+        fuller_layers=np.zeros_like(batch),
     )
 
 

@@ -278,6 +278,12 @@ def any_policies(draw, num_experts=4, max_batch=9):
     return policy(attention, cpu_experts=draw(st.just(0) | st.integers(0, num_experts - resident)), **changes)
 
 
+def with_fuller_layers(chosen, spec, count):
+    """The policy with so many fuller layers, or as many as it may have."""
+    most = spec.num_moe_layers - 1 if chosen.disk_experts > 1 else 0
+    return replace(chosen, fuller_layers=max(0, min(count, most)))
+
+
 ATTENTION_OF = {
     ScheduleName.CGOPIPE: tuple(Processor),
     ScheduleName.UNPAGED: tuple(Processor),

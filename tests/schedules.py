@@ -118,7 +118,8 @@ def works(draw, latencies=True):
 def shared_rates(draw, most=2):
     lanes = st.dictionaries(st.sampled_from(Lane), st.sampled_from([0.5, 1.0, 2.0]))
     burst = st.builds(Burst, st.floats(0.5, 50), awake=st.sampled_from([1.0, 0.25]))
-    bursts: st.SearchStrategy[dict[Lane, Burst]] = st.just({}) | st.dictionaries(st.sampled_from([Lane.CPU, Lane.GPU]), burst)
+    processors = st.sampled_from([Lane.CPU, Lane.GPU])
+    bursts: st.SearchStrategy[dict[Lane, Burst]] = st.just({}) | st.dictionaries(processors, burst)
     names = [f"rate {number}" for number in range(draw(st.integers(0, most)))]
     return tuple(
         Shared(name=name, bytes_per_s=draw(st.floats(0.5, 50)), drawn_by=draw(lanes), bursts=draw(bursts))

@@ -12,7 +12,7 @@ from hrm.predict import predict
 from hrm.schedule.task import Lane, Phase
 from solver.disk_turn import _with, disk_turn
 from solver.explain import phase_bounds
-from solver.search import Method, solve
+from solver.search import Method, search, solve
 from tests.machines import cpu_only, level, model, with_disk, workload
 from tests.problems import problem
 
@@ -39,6 +39,28 @@ def test_what_does_not_fit_is_read_from_disk_by_every_method(method):
     assert 0 < policy.disk_experts < SPEC.num_experts
     assert found.short_of(policy) is None
     assert found.short_of(replace(policy, disk_experts=policy.disk_experts - 1)) is not None
+
+
+def test_memory_is_filled_to_the_last_expert():
+    found = asked(share=0.55)
+    policy = solve(found).policy
+    layers = SPEC.num_moe_layers
+    on_disk = policy.disk_experts * layers - policy.fuller_layers - 1
+    more = replace(policy, disk_experts=-(-on_disk // layers), fuller_layers=-on_disk % layers)
+
+    assert found.short_of(policy) is None
+    assert found.short_of(more) is not None
+
+
+def test_what_fills_memory_is_no_slower_than_what_was_searched():
+    for share in (0.3, 0.45, 0.6, 0.8):
+        found = asked(disk_bytes_per_s=3e7, share=share)
+        plan = solve(found)
+        searched = search(found)
+        inputs = found.model, found.hardware, found.workload
+        rate = predict(searched, *inputs).by_fidelity[Fidelity.SIMULATED].throughput_tokens_per_s
+
+        assert plan.prediction.by_fidelity[Fidelity.SIMULATED].throughput_tokens_per_s >= rate * (1 - 1e-9)
 
 
 def test_more_memory_never_makes_it_slower():

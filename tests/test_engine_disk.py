@@ -45,6 +45,21 @@ def test_answers_are_those_of_the_model(mixtral, disk_experts, micro_batch_size,
     assert tokens_of(run(folder, policy, prompts)) == expected
 
 
+@pytest.mark.parametrize("disk_experts", [2, 4])
+@pytest.mark.parametrize(("fuller_layers", "buffers"), [(1, None), (2, 2), (2, 9)])
+def test_layers_may_differ_in_how_many_experts_they_read(mixtral, disk_experts, fuller_layers, buffers):
+    folder, prompts, expected = mixtral
+    policy = policy_of(
+        batch_size=5,
+        micro_batch_size=3,
+        disk_experts=disk_experts,
+        fuller_layers=fuller_layers,
+        disk_buffers=buffers,
+    )
+
+    assert tokens_of(run(folder, policy, prompts)) == expected
+
+
 def test_in_16_bits_answers_are_those_of_the_plan_without_a_disk(mixtral):
     """With one micro-batch the same products are made and added up in the same order."""
     folder, prompts, _ = mixtral

@@ -26,6 +26,7 @@ from tests.machines import (
     policy,
     rate,
     unshared,
+    with_fuller_layers,
     workload,
 )
 
@@ -51,10 +52,15 @@ def added(pairs):
     return {key: seconds for key, seconds in sums.items() if seconds}
 
 
-@given(any_policies(), any_models(), any_machines(), any_workloads(), st.sampled_from(Phase), FIDELITIES)
+FULLER = st.integers(0, 3)
+CASES = st.tuples(st.sampled_from(Phase), FIDELITIES)
+
+
+@given(any_policies(), any_models(), any_machines(), any_workloads(), CASES, FULLER)
 @settings(max_examples=300, deadline=None)
-def test_lane_work_is_the_sum_of_the_tasks_on_the_lane(chosen, spec, hardware, job, phase, measured):
+def test_lane_work_is_the_sum_of_the_tasks_on_the_lane(chosen, spec, hardware, job, case, fuller):
     """So the closed form that the search uses and the schedule that is simulated and run cannot drift apart."""
+    chosen, (phase, measured) = with_fuller_layers(chosen, spec, fuller), case
     costs = costs_of(chosen, spec, hardware, job, phase, measured)
     schedule = build_schedule(chosen, spec)
     tasks = schedule.prefill if phase is Phase.PREFILL else schedule.decode
@@ -102,14 +108,14 @@ def test_the_bound_of_a_pass_is_no_less_than_each_of_its_parts(chosen, spec, har
 CPU_HALF = {TaskKind.EXPERT_OFFLOAD, TaskKind.CPU_EXPERTS, TaskKind.EXPERT_UPLOAD}
 
 
-@given(any_policies(max_batch=1), any_models(), any_machines(), any_workloads(), st.sampled_from(Phase))
+@given(any_policies(max_batch=1), any_models(), any_machines(), any_workloads(), st.sampled_from(Phase), FULLER)
 @PROPERTY
-def test_the_chain_is_the_busy_time_of_what_one_micro_batch_goes_through(chosen, spec, hardware, job, phase):
+def test_the_chain_is_the_busy_time_of_what_one_micro_batch_goes_through(chosen, spec, hardware, job, phase, fuller):
     """With one micro-batch nothing of it overlaps: only pages, D1 without attention, and one half of split experts.
 
     The CPU's half is the one waited for; in series the GPU's half is too, so the way is between the two.
     """
-    work = work_of(chosen, spec, unshared(hardware), job, phase)
+    work = work_of(with_fuller_layers(chosen, spec, fuller), spec, unshared(hardware), job, phase)
     beside = {TaskKind.PAGE_COPY, TaskKind.PAGE_PIN, TaskKind.KV_LOAD, TaskKind.DISK_READ}
     if chosen.attention_device is chosen.main_device or phase is Phase.PREFILL:
         beside.add(TaskKind.QKV_OFFLOAD)

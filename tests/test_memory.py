@@ -134,6 +134,17 @@ def test_an_expert_on_disk_takes_its_bytes_from_host_memory_for_a_ring_that_stay
     assert held[0].activations < held[1].activations == held[2].activations
 
 
+def test_fuller_layers_hold_one_expert_more_each():
+    spec = model(num_experts=8, num_layers=4)
+    whole, some = (
+        ledger(policy(Processor.CPU, Processor.CPU, disk_experts=5, fuller_layers=count), spec, workload()).cpu
+        for count in (0, 3)
+    )
+
+    assert some.expert_weights - whole.expert_weights == 3 * spec.expert_parameters * 4
+    assert some.page_buffers == whole.page_buffers
+
+
 def test_experts_on_the_cpu_need_room_there_and_no_page_buffers():
     streamed, computed = (ledger(policy(cpu_experts=count), model(), workload()) for count in (0, 4))
 

@@ -52,6 +52,8 @@ def test_reads_go_past_the_page_cache_and_leave_no_file(bench, folder, monkeypat
     assert all(min(rates) > 1e6 for rates in found.bytes_per_s.values())
     assert list(found.bytes_per_s) == ["16MiB_x4"]
     assert len(found.latency_s) == 100
+    assert all(0 < share <= 1 for share in found.kept)
+    assert len(found.together_bytes_per_s) == len(found.kept)
     assert any(mode & os.O_DIRECT for mode in flags)
     assert set(folder.iterdir()) == before
 
@@ -130,7 +132,14 @@ def test_a_disk_goes_by_the_fastest_request_at_the_depth_that_the_executor_reads
         "4MiB_x16": (8.0, 8.0, 8.0),
     }
     samples = disk.DiskSamples(
-        bytes_per_s=rates, latency_s=(1e-4,), capacity_bytes=1, free_bytes=1, file_bytes=1, file_system="ext4"
+        bytes_per_s=rates,
+        latency_s=(1e-4,),
+        kept=(0.9,),
+        together_bytes_per_s=(9.0,),
+        capacity_bytes=1,
+        free_bytes=1,
+        file_bytes=1,
+        file_system="ext4",
     )
 
     assert samples.best_request == "4MiB_x4"

@@ -184,14 +184,19 @@ def test_the_executor_runs_every_placement_that_there_is_room_for():
 
     kind = TaskKind.POST_ATTENTION
     placements = [placement_of(run.policy, kind) for run in runs]
-    assert placements == 2 * ["attention_on_cpu", "attention_on_gpu", "kv_transfer", "split_experts", "all_on_cpu"]
-    assert [placement_of(run.policy, kind) for run in alone] == 2 * ["all_on_cpu"]
+    beside = ["attention_on_cpu", "attention_on_gpu", "kv_transfer", "split_experts"]
+    assert placements == 2 * [*beside, "all_on_cpu", "all_on_cpu"]
+    assert [(placement_of(run.policy, kind), run.policy.disk_experts) for run in alone] == 2 * [
+        ("all_on_cpu", 0),
+        ("all_on_cpu", SMALL.num_experts // 2),
+    ]
     assert all(seconds > 0 for run in runs for found in run.seconds.values() for seconds in found.values())
     assert TaskKind.KV_LOAD in runs[2].seconds[Phase.DECODE]
     assert {TaskKind.CPU_EXPERTS, TaskKind.GPU_EXPERTS, TaskKind.EXPERT_OFFLOAD, TaskKind.EXPERT_UPLOAD} <= set(
         runs[3].seconds[Phase.DECODE]
     )
-    few, many = runs[0], runs[5]
+    assert {TaskKind.KEPT_EXPERTS, TaskKind.DISK_EXPERTS} <= set(alone[1].seconds[Phase.DECODE])
+    few, many = runs[0], runs[6]
     assert few.policy.micro_batch_size < many.policy.micro_batch_size
     assert few.workload.mean_prompt_len == many.workload.mean_prompt_len
     assert SMALL.dtype is DType.BFLOAT16

@@ -95,6 +95,8 @@ def test_everything_else_runs_on_the_gpu_if_anything_does():
         (policy(CPU, schedule=ScheduleName.KV_TRANSFER), "schedule kv-transfer: needs attention_device gpu"),
         (policy(CPU, schedule=ScheduleName.LAYERWISE), "schedule layerwise: needs attention_device gpu"),
         (policy(kv_on_gpu=0.5), "kv_on_gpu 0.5: must be 0.0 with attention_device cpu"),
+        (policy(CPU, CPU, disk_experts=3, fuller_layers=2), "fuller_layers 2: must be at most 1"),
+        (policy(CPU, CPU, disk_experts=1, fuller_layers=1), "fuller_layers 1: must be at most 0"),
         (policy(GPU, kv_on_gpu=0.5), "kv_on_gpu 0.5: must be 1.0 with attention_device gpu"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

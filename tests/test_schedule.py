@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hrm.policy import Policy, Processor, ScheduleName, Staging
 from hrm.schedule.catalog import SCHEDULES, build_schedule
 from hrm.schedule.task import Lane, Phase, Schedule, Task, TaskKind, Walk
 from hrm.schedule.validate import validate
+from tests.machines import with_fuller_layers
 from tests.schedules import GPU_SCHEDULES, models, policies, tiny_model, tiny_policy
 
 PROPERTY = settings(max_examples=300, deadline=None)
@@ -19,17 +21,19 @@ def test_every_name_has_a_schedule():
     assert set(SCHEDULES) == set(ScheduleName)
 
 
-@given(policies(), models())
+@given(policies(), models(), st.integers(0, 3))
 @PROPERTY
-def test_every_schedule_is_sound(policy, model):
+def test_every_schedule_is_sound(policy, model, fuller):
+    policy = with_fuller_layers(policy, model, fuller)
+
     assert validate(build_schedule(policy, model), policy, model) == ()
 
 
-@given(policies(), models())
+@given(policies(), models(), st.integers(0, 3))
 @PROPERTY
-def test_layers_that_are_alike_have_the_same_tasks_and_needs(policy, model):
+def test_layers_that_are_alike_have_the_same_tasks_and_needs(policy, model, fuller):
     """But for the layer number; a need of the pass before is as far back, or of the same layer."""
-    schedule = build_schedule(policy, model)
+    schedule = build_schedule(with_fuller_layers(policy, model, fuller), model)
     for walk in schedule.walks.values():
         seen: dict[object, list[object]] = {}
         for layer in range(model.num_layers):

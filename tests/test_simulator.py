@@ -15,6 +15,7 @@ from hrm.schedule.simulation import Simulation
 from hrm.schedule.simulator import PassLoad, simulate_passes
 from hrm.schedule.task import Lane, Phase, Schedule, Task, TaskKey, TaskKind, Walk
 from hrm.schedule.timeline import simulate_timeline
+from tests.machines import with_fuller_layers
 from tests.schedules import GPU_SCHEDULES, models, policies, shared_rates, tiny_model, tiny_policy, works
 
 PROPERTY = settings(max_examples=150, deadline=None)
@@ -22,7 +23,8 @@ PROPERTY = settings(max_examples=150, deadline=None)
 
 @st.composite
 def cases(draw, max_layers=6):
-    schedule = build_schedule(draw(policies()), draw(models(max_layers)))
+    model = draw(models(max_layers))
+    schedule = build_schedule(with_fuller_layers(draw(policies()), model, draw(st.integers(0, 3))), model)
     loads = [
         PassLoad(phase=Phase.PREFILL, work_of=draw(works())),
         PassLoad(phase=Phase.DECODE, work_of=draw(works()), count=draw(st.integers(1, 3))),

@@ -20,7 +20,7 @@ from hrm.microbench.measure import MIN_ROUNDS, clean_rounds, summary
 from hrm.schedule.task import Lane
 from hrm.units import MIB
 
-__all__ = ["contention", "shared_host_memory"]
+__all__ = ["contention", "host_reader", "shared_host_memory"]
 
 _READ_BYTES, _READ_CHUNKS = 32 * MIB, 8
 _COPY_BYTES = MIB // 2
@@ -93,6 +93,11 @@ def _read_bytes(bench: Bench, lane: Lane) -> int:
     return (
         _READ_BYTES if lane is Lane.CPU else min(_READ_BYTES, bench.backend.memory_capacity_bytes // 4 // _READ_CHUNKS)
     )
+
+
+def host_reader(bench: Bench) -> tuple[int, Work]:
+    """Return what reads host memory on the CPU lane, and the bytes of a call."""
+    return _read_bytes(bench, Lane.CPU), _reader(bench, Lane.CPU)
 
 
 def _reader(bench: Bench, lane: Lane) -> Work:

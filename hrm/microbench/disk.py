@@ -23,9 +23,11 @@ import psutil
 from hrm.device.direct_memory import REQUESTS, direct_buffers, direct_memory
 from hrm.errors import DeviceError
 from hrm.microbench.bench import Bench, Samples
-from hrm.microbench.measure import measure, warm_up
+from hrm.microbench.contention import host_reader
+from hrm.microbench.measure import clean_rounds, measure, warm_up
 from hrm.microbench.native import read_requests
 from hrm.records import record
+from hrm.schedule.task import Lane
 from hrm.units import GIB, MIB, format_bytes
 
 __all__ = [
@@ -48,15 +50,22 @@ _FREE_SHARE = 4
 """The file takes at most one part in so many of what is free."""
 _WRITE_BYTES = 16 * MIB
 _SMALL_BYTES, _SMALL_READS = 4096, 100
+_BESIDE_BYTES, _BESIDE_S = 4 * MIB, 2.0
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
 @record
 class DiskSamples:
-    """Rates of reading by request (`1MiB_x4`: size and number in flight), seconds of a 4 KiB read, and the disk."""
+    """Rates of reading by request (`1MiB_x4`: size and number in flight), seconds of a 4 KiB read, and the disk.
+
+    `kept` is the share of its rate that the disk keeps while the CPU reads memory, and `together_bytes_per_s` what both
+    then bring into it or read there.
+    """
 
     bytes_per_s: dict[str, Samples]
     latency_s: Samples
+    kept: Samples
+    together_bytes_per_s: Samples
     capacity_bytes: int
     free_bytes: int
     file_bytes: int
@@ -135,9 +144,12 @@ def disk_samples(bench: Bench, folder: Path) -> DiskSamples:
         reader = DirectReader(reading, file_bytes)
         rates = reader.rates(bench)
         latency = tuple(reader.small_read_s() for _ in range(_SMALL_READS))
+        kept, together = reader.beside_host(bench)
     return DiskSamples(
         bytes_per_s=rates,
         latency_s=latency,
+        kept=kept,
+        together_bytes_per_s=together,
         capacity_bytes=usage.total,
         free_bytes=usage.free,
         file_bytes=file_bytes,
@@ -200,6 +212,34 @@ class DirectReader:
         pilot_s = self.read(buffers, count)
         count = max(depth, int(count * bench.case_s / pilot_s))
         return count * size, lambda: self.read(buffers, count)
+
+    def beside_host(self, bench: Bench) -> tuple[Samples, Samples]:
+        """Measure the disk alone and beside a CPU that reads memory, in turn: shares kept, and bytes/s of both."""
+        buffers, (read_bytes, work) = direct_buffers(_BESIDE_BYTES, REQUESTS), host_reader(bench)
+        work()
+        count = max(REQUESTS, int(2 * REQUESTS * bench.case_s / self.read(buffers, 2 * REQUESTS)))
+
+        def once() -> tuple[float, float]:
+            alone_s, calls = self.read(buffers, count), itertools.count()
+            begun, done = threading.Event(), threading.Event()
+
+            def busy() -> None:
+                begun.set()
+                while not done.is_set():
+                    work()
+                    next(calls)
+
+            reading = bench.backend.stream(Lane.CPU).submit(busy)
+            begun.wait()
+            beside_s = self.read(buffers, count)
+            done.set()
+            reading.wait()
+            host_bytes_per_s = next(calls) * read_bytes / (reading.ended_s - reading.started_s)
+            return min(1.0, alone_s / beside_s), host_bytes_per_s + count * _BESIDE_BYTES / beside_s
+
+        rounds = clean_rounds(once, rounds=bench.rounds, budget_s=_BESIDE_S, log=bench.log)
+        kept, together = zip(*rounds, strict=True)
+        return kept, together
 
     def read(self, buffers: list[memoryview], count: int) -> float:
         """Make `count` requests, as many at a time as there are buffers, and return the seconds."""

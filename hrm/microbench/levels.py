@@ -9,7 +9,7 @@ import torch
 
 from hrm.device.backend import Backend
 from hrm.dtypes import DType
-from hrm.hardware import EmulatedSpec, Level, Link, Measurement, MemoryRoof, ProductRoof, Rate
+from hrm.hardware import EmulatedSpec, Level, Link, Measurement, MemoryRoof, ProductRoof, Rate, SharedRate
 from hrm.microbench.accelerator import free_memory_bytes
 from hrm.microbench.bench import Samples
 from hrm.microbench.compute import ProductSamples, best_of
@@ -211,6 +211,20 @@ def disk_link(notes: Notes, disk: DiskSamples) -> Link:
         latency_s=latency.median,
         other_bytes_per_s=others,
     )
+
+
+def disk_share(notes: Notes, disk: DiskSamples) -> float:
+    """Return the share of its rate that a disk keeps beside a busy CPU."""
+    notes.other("contention.disk", f"its time alone over its time beside a CPU that reads memory, n={len(disk.kept)}")
+    return summary(disk.kept).median
+
+
+def disk_and_host(notes: Notes, disk: DiskSamples) -> SharedRate:
+    """Return the rate at which the disk brings bytes into host memory and the CPU reads others there, together."""
+    detail = "the CPU reads memory while the disk reads into it, bytes of both"
+    rate = notes.rate("shared.host_memory.bytes_per_s", disk.together_bytes_per_s, detail)
+    notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
+    return SharedRate(bytes_per_s=rate, drawn_by={"cpu": 1.0, "disk": 1.0})
 
 
 def _best_request(notes: Notes, path: str, disk: DiskSamples) -> Rate:

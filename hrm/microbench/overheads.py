@@ -21,7 +21,7 @@ from hrm.workload import Workload
 
 __all__ = ["BySequence", "TaskRun", "by_sequence", "overheads"]
 
-_WITHOUT = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN)
+_WITHOUT = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN, TaskKind.DISK_READ)
 _ONE_BY_ONE = {
     Phase.PREFILL: (TaskKind.PRE_ATTENTION, TaskKind.ATTENTION, TaskKind.QKV_OFFLOAD),
     Phase.DECODE: (TaskKind.KV_LOAD,),
@@ -49,6 +49,8 @@ def overheads(profile: HardwareProfile, runs: Iterable[TaskRun]) -> dict[str, di
     """
     found: dict[str, dict[TaskKind, float]] = {}
     for run in runs:
+        if run.policy.disk_experts and "disk" not in profile.links:
+            continue
         for kind, beyond_s in _beyond(profile, run, Phase.DECODE):
             found.setdefault(placement_of(run.policy, kind), {}).setdefault(kind, max(0.0, beyond_s))
     return found
@@ -62,6 +64,8 @@ def by_sequence(profile: HardwareProfile, runs: Iterable[TaskRun]) -> BySequence
     first: dict[tuple[str, Phase, TaskKind], tuple[int, float]] = {}
     found: BySequence = {}
     for run in runs:
+        if run.policy.disk_experts:
+            continue
         for phase, kinds in _ONE_BY_ONE.items():
             for kind, beyond_s in _beyond(profile, run, phase):
                 place = placement_of(run.policy, kind)

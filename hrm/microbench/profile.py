@@ -22,7 +22,16 @@ from hrm.microbench.contention import contention, shared_host_memory
 from hrm.microbench.disk import DiskSamples, check_disk, disk_samples
 from hrm.microbench.journal import Journal, partial_path
 from hrm.microbench.kernels import KernelProbe, measure_table, table_jobs
-from hrm.microbench.levels import HostSamples, device_level, disk_level, disk_link, host_level, link
+from hrm.microbench.levels import (
+    HostSamples,
+    device_level,
+    disk_and_host,
+    disk_level,
+    disk_link,
+    disk_share,
+    host_level,
+    link,
+)
 from hrm.microbench.links import LinkSamples, both_ways_samples, link_samples
 from hrm.microbench.machine import setting, system_facts
 from hrm.microbench.measure import CpuWatch
@@ -212,7 +221,9 @@ def _both(first: HostSamples, second: HostSamples) -> HostSamples:
 
 def _both_reads(first: DiskSamples, second: DiskSamples) -> DiskSamples:
     rates = {name: first.bytes_per_s[name] + second.bytes_per_s[name] for name in first.bytes_per_s}
-    return replace(first, bytes_per_s=rates, latency_s=first.latency_s + second.latency_s)
+    names = ("latency_s", "kept", "together_bytes_per_s")
+    beside = {name: getattr(first, name) + getattr(second, name) for name in names}
+    return replace(first, bytes_per_s=rates, **beside)
 
 
 def profile_machine(
@@ -252,6 +263,8 @@ def profile_machine(
         disk = _both_reads(disk, run.disk(request.disk, 2))
     if disk:
         levels["disk"], links["disk"] = disk_level(notes, disk), disk_link(notes, disk)
+        shares["disk"] = disk_share(notes, disk)
+        shared.setdefault("host_memory", disk_and_host(notes, disk))
     spec = run.spec
     facts |= accelerator_facts(backend.device) | {"load at the end": system_facts()["load at the start"]}
     facts |= {"date": dt.date.today().isoformat(), "command": request.command}

@@ -93,7 +93,7 @@ class _Run:
 
     def completed_by(self, layer: int) -> TaskKind:
         """Return the kind of task that leaves a layer's output."""
-        if self.ring.reads(layer):
+        if self.ring.parts(layer):
             return TaskKind.DISK_EXPERTS
         return TaskKind.EXPERT_UPLOAD if self.is_split(layer) else TaskKind.POST_ATTENTION
 
@@ -178,7 +178,7 @@ def _post_attention(run: _Run) -> Accesses:
     reads, writes = [run.flight("attended"), run.hidden_before()], [run.hidden(layer, TaskKind.POST_ATTENTION)]
     if run.is_split(layer):
         return Accesses(reads, [*writes, run.flight("routed")])
-    if run.ring.reads(layer):
+    if run.ring.parts(layer):
         return Accesses(reads, [*writes, run.normed(run.task.part), run.sums(run.task.part, 0)])
     token = [run.token(run.pass_index)] if layer == run.model.num_layers - 1 else []
     return Accesses([*reads, *run.ffn_weights()], [*writes, *token])
@@ -222,17 +222,19 @@ def _disk_read(run: _Run) -> Accesses:
 
 
 def _kept_experts(run: _Run) -> Accesses:
-    batches, kept = range(run.policy.num_micro_batches), run.model.num_experts - run.policy.disk_experts
+    on_disk = run.policy.disk_experts_of(run.model)[run.task.layer]
+    batches, kept = range(run.policy.num_micro_batches), run.model.num_experts - on_disk
     reads = [*map(run.normed, batches), *(run.sums(batch, 0) for batch in batches)]
     return Accesses(reads, [run.sums(batch, kept) for batch in batches])
 
 
 def _disk_experts(run: _Run) -> Accesses:
     (_, layer, part), batches = run.task.key, range(run.policy.num_micro_batches)
-    added = run.model.num_experts - run.policy.disk_experts + part
+    on_disk = run.policy.disk_experts_of(run.model)[layer]
+    added = run.model.num_experts - on_disk + part
     reads = [run.disk_buffer(), *map(run.normed, batches), *(run.sums(batch, added) for batch in batches)]
     writes = [run.sums(batch, added + 1) for batch in batches]
-    if part == run.policy.disk_experts - 1:
+    if part == on_disk - 1:
         reads += [run.hidden(layer, TaskKind.POST_ATTENTION, batch) for batch in batches]
         writes += [run.hidden(layer, TaskKind.DISK_EXPERTS, batch) for batch in batches]
     return Accesses(reads, writes)

@@ -5,6 +5,8 @@ A *use* counts the experts read: passes first, then layers with routed experts, 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import NamedTuple
 
 from hrm.model import ModelSpec
@@ -26,20 +28,20 @@ class DiskRing:
 
     def __init__(self, policy: Policy, model: ModelSpec) -> None:
         self.layers = model.moe_layers
-        self.parts = policy.disk_experts
-        self.in_pass = self.parts * len(self.layers)
+        self._parts = policy.disk_experts_of(model)
+        *self._firsts, self.in_pass = accumulate(self._parts.values(), initial=0)
         """Experts read in a pass."""
         self.buffers = min(policy.num_disk_buffers(model), self.in_pass)
         """Buffers used; never more than a pass reads experts, so that a read waits for nothing older than one pass."""
-        self._ordinal = {layer: ordinal for ordinal, layer in enumerate(self.layers)}
+        self._first_of = dict(zip(self.layers, self._firsts, strict=True))
 
-    def reads(self, layer: int) -> bool:
-        """Whether experts of a layer are read."""
-        return self.parts > 0 and layer in self._ordinal
+    def parts(self, layer: int) -> int:
+        """Return how many experts of a layer are read."""
+        return self._parts.get(layer, 0)
 
     def use(self, pass_index: int, layer: int, part: int) -> int:
         """Return the number of an expert's use over the run."""
-        return pass_index * self.in_pass + self._ordinal[layer] * self.parts + part
+        return pass_index * self.in_pass + self._first_of[layer] + part
 
     def before(self, layer: int, part: int) -> Use:
         """Return the expert that was last in the buffer which this one is read into."""
@@ -48,5 +50,5 @@ class DiskRing:
     def at(self, use: int) -> Use:
         """Return the expert of a use's number; its pass is minus `passes_ago`."""
         pass_index, place = divmod(use, self.in_pass)
-        ordinal, part = divmod(place, self.parts)
-        return Use(self.layers[ordinal], part, -pass_index)
+        ordinal = bisect_right(self._firsts, place) - 1
+        return Use(self.layers[ordinal], place - self._firsts[ordinal], -pass_index)

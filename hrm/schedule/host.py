@@ -31,7 +31,6 @@ class _Host:
         self._model = model
         self._num_micro_batches = policy.num_micro_batches
         self._ring = DiskRing(policy, model)
-        self._keeps = policy.disk_experts < model.num_experts
 
     def walk(self) -> Walk:
         """Wrap up what makes the pass."""
@@ -45,7 +44,7 @@ class _Host:
 
     def _reach(self, layer: int) -> int:
         """Return how many layers ahead of the CPU the disk may be: what is read next waits for the oldest buffer."""
-        if not (self._ring.parts and self._ring.layers):
+        if not self._ring.in_pass:
             return 1
         later = [other for other in self._ring.layers if other >= layer]
         following = later[0] if later else self._ring.layers[0] + self._model.num_layers
@@ -53,23 +52,21 @@ class _Host:
         return 1 + max(0, back - (following - layer))
 
     def _like(self, layer: int) -> Hashable:
-        return self._model.layer_kind(layer), layer == self._model.num_layers - 1, self._backs(layer)
+        is_last = layer == self._model.num_layers - 1
+        return self._model.layer_kind(layer), is_last, self._ring.parts(layer), self._backs(layer)
 
     def _backs(self, layer: int) -> tuple[tuple[int, int, int], ...]:
         """Say, of each expert read into a buffer of an earlier layer's, how many layers back that is, and which one."""
-        if not self._ring.reads(layer):
-            return ()
-        found = (self._ring.before(layer, part) for part in range(min(self._ring.parts, self._ring.buffers)))
+        found = (self._ring.before(layer, part) for part in range(min(self._ring.parts(layer), self._ring.buffers)))
         return tuple(
             (layer - use.layer + use.passes_ago * self._model.num_layers, use.part, use.passes_ago) for use in found
         )
 
     def _layer(self, layer: int) -> Iterator[Task]:
         """Yield what is given to the lanes while the CPU works on a layer."""
-        reads = self._ring.reads(layer)
-        if reads:
-            for part in range(min(self._ring.parts, self._ring.buffers)):
-                yield self._read(layer, part)
+        reads = self._ring.parts(layer)
+        for part in range(min(reads, self._ring.buffers)):
+            yield self._read(layer, part)
         for micro_batch in range(self._num_micro_batches):
             before: tuple[Need, ...] = ()
             for kind in _STAGES:
@@ -81,8 +78,8 @@ class _Host:
 
     def _experts(self, layer: int) -> Iterator[Task]:
         """Yield what the experts of a layer do for all micro-batches, and what needs all of them."""
-        parts, buffers = self._ring.parts, self._ring.buffers
-        if self._keeps:
+        parts, buffers = self._ring.parts(layer), self._ring.buffers
+        if parts < self._model.num_experts:
             yield Task(key=TaskKey(TaskKind.KEPT_EXPERTS, layer, 0), lane=Lane.CPU)
         for part in range(parts):
             read = Need(TaskKey(TaskKind.DISK_READ, layer, part))

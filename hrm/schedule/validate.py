@@ -106,13 +106,12 @@ def _merge(clock: dict[Lane, int], done: _Done) -> None:
 
 
 def _pages_that_do_not_cross_once(schedule: Schedule, policy: Policy, model: ModelSpec) -> Iterator[str]:
-    layers = [layer for layer in range(model.num_layers) if model.layer_kind(layer).moe]
     pages = policy.num_pages if policy.streamed_experts(model) else 0
-    for kind, name, parts in (
-        (TaskKind.PAGE_COPY, "page", pages),
-        (TaskKind.DISK_READ, "expert on disk", policy.disk_experts),
+    for kind, name, parts_of in (
+        (TaskKind.PAGE_COPY, "page", dict.fromkeys(model.moe_layers, pages)),
+        (TaskKind.DISK_READ, "expert on disk", policy.disk_experts_of(model)),
     ):
-        expected = {(layer, part) for layer in layers for part in range(parts)}
+        expected = {(layer, part) for layer, parts in parts_of.items() for part in range(parts)}
         for phase, tasks in ((Phase.PREFILL, schedule.prefill), (Phase.DECODE, schedule.decode)):
             crossed = Counter((task.layer, task.part) for task in tasks if task.kind is kind)
             for layer, part in sorted(expected | set(crossed)):
