@@ -42,6 +42,11 @@ def assignments(
     return [(expert, tokens[expert], shares[expert]) for expert, count in enumerate(counts) if count]
 
 
+COMPILED_ROWS = 512
+"""Rows that the compiled kernels take at a time: as many as leave what lies between an expert's products in the cache.
+On a Zen 5 core eight experts of 512 x 3584 and 960 rows each reach 415 GFLOP/s with 128 to 1,024 rows, 360 with 4,096."""
+
+
 @record
 class ExpertForm:
     """What an expert is besides its shapes: whether its matrices have biases, and where it is clamped, if anywhere."""
@@ -139,7 +144,7 @@ def add_compiled(job: native.Experts, total: torch.Tensor, workspace: Workspace)
     tokens, hidden = job.x.shape
     row_bytes = native.packed_bytes(job.weights[0].numel() // (3 * hidden))
     with workspace.frame():
-        room = tokens * native.packed_bytes(hidden) + min(tokens, ROWS_AT_A_TIME) * row_bytes
+        room = tokens * native.packed_bytes(hidden) + min(tokens, COMPILED_ROWS) * row_bytes
         native.experts(job, total, workspace.take((room,), torch.uint8), torch.get_num_threads())
 
 
