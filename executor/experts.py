@@ -44,7 +44,7 @@ def assignments(
 
 COMPILED_ROWS = 512
 """Rows that the compiled kernels take at a time: as many as leave what lies between an expert's products in the cache.
-On a Zen 5 core eight experts of 512 x 3584 and 960 rows each reach 415 GFLOP/s with 128 to 1,024 rows, 360 with 4,096."""
+On a Zen 5 core eight experts of 512 x 3584, 960 rows each, reach 415 GFLOP/s with 128 to 1,024 rows, 360 with 4,096."""
 
 
 @record
