@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import cycle
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -46,6 +46,7 @@ _HIDDEN_SIZES = (256, 512, 1024, 2048, 4096)
 """Close together: from some 32,000 elements on torch works with all threads, and waking them may take longer."""
 
 Call = Callable[[], object]
+Operand = TypeVar("Operand")
 
 
 def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
@@ -92,16 +93,27 @@ def _filled(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Te
     return torch.full((elements,), 1 / 64, dtype=dtype, device=device)
 
 
-@lru_cache(maxsize=2)
-def _working_set(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Fill a working set once for all shapes of a device: filling one takes longer than timing a kernel on it."""
-    return _filled(elements, device, dtype)
+_working_sets: WeakValueDictionary[tuple[int, torch.device, torch.dtype], torch.Tensor] = WeakValueDictionary()
+"""Those that some call goes round over now: shapes that are timed in turn share one, for filling it takes long."""
 
 
-def _copies(elements: int, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Cut a working set into operands of a size: one at least, and as many as exceed the caches together."""
+def _copies(
+    elements: int, device: torch.device, dtype: torch.dtype, shaped: Callable[[torch.Tensor], Operand]
+) -> Iterator[Operand]:
+    """Go round over operands of a size, one at least, and as many as exceed the caches together."""
     least = WORKING_SET_BYTES // dtype.itemsize
-    return list(torch.split(_working_set(max(elements, least), device, dtype), elements))[: max(1, least // elements)]
+    key = max(elements, least), device, dtype
+    whole = _working_sets.get(key)
+    if whole is None:
+        whole = _working_sets[key] = _filled(*key)
+    parts = torch.split(whole, elements)[: max(1, least // elements)]
+    return _round_over([shaped(part) for part in parts], whole)
+
+
+def _round_over(operands: Sequence[Operand], _whole: torch.Tensor) -> Iterator[Operand]:
+    """Yield operands without end; the working set that they are cut from lives as long as this."""
+    while True:
+        yield from operands
 
 
 def _workspace(num_bytes: int, device: torch.device) -> Workspace:
@@ -115,7 +127,7 @@ def _width(size: int, ratio: float) -> int:
 
 def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
     inputs = _width(size, 1.0)
-    weights = cycle([weight.view(size // inputs, inputs) for weight in _copies(size, device, dtype)])
+    weights = _copies(size, device, dtype, lambda weight: weight.view(size // inputs, inputs))
     x = _filled(rows * inputs, device, dtype).view(rows, inputs)
     outputs = size // inputs
     workspace = _workspace(int(linear_workspace_bytes(rows, inputs, outputs)) + 4 * rows * outputs, device)
@@ -129,7 +141,7 @@ def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) 
 
 def _expert_ffn(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
     hidden = _width(size, FFN_RATIO)
-    experts = cycle(_copies(3 * size, device, dtype))
+    experts = _copies(3 * size, device, dtype, lambda expert: expert)
     workspace = _workspace(int(experts_workspace_bytes(rows, hidden, size // hidden, ROUTED_EXPERTS)), device)
     x = _filled(rows * hidden, device, dtype).view(rows, hidden)
     shares, chosen = torch.full((rows, 1), 0.5, device=device), torch.zeros((rows, 1), dtype=torch.int64, device=device)
@@ -143,7 +155,7 @@ def _expert_ffn(size: int, rows: int, device: torch.device, dtype: torch.dtype) 
 
 def _attention_decode(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
     context = size // (2 * KV_SIZE)
-    caches = cycle([cache.chunk(2) for cache in _copies(2 * rows * context * KV_SIZE, device, dtype)])
+    caches = _copies(2 * rows * context * KV_SIZE, device, dtype, lambda cache: cache.chunk(2))
     query = _filled(rows * GROUP * KV_SIZE, device, dtype).view(rows, GROUP * NUM_KV_HEADS, HEAD_DIM)
     new = _filled(rows * KV_SIZE, device, dtype).view(rows, NUM_KV_HEADS, HEAD_DIM)
     out = torch.empty_like(query)

@@ -68,9 +68,11 @@ def validate(
         for device in devices or DEVICES:
             name, machines[name] = _machine(folder, device, kernels_s, say)
             parts.append(_cases(folder, name, machines[name], sources, asked, say))
-            left_s = 0.0 if report_only else budget_s - (time.monotonic() - began_s)
+            if report_only:
+                continue
+            left_s = budget_s - (time.monotonic() - began_s)
             missing = run_cases(folder, parts[-1], machines[name], rounds=rounds, budget_s=left_s, say=say)
-            if missing and not report_only:
+            if missing:
                 say(f"{missing} runs on {name} are missing: the time is spent (the same command goes on)")
                 break
     _report(folder, parts, machines, json=json)

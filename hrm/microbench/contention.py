@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from hrm.device.backend import Event
-from hrm.device.streams import leave_out_sleep
 from hrm.dtypes import DType
 from hrm.hardware import Rate, SharedRate
 from hrm.microbench.bench import Bench
 from hrm.microbench.compute import product
 from hrm.microbench.links import copy_work
-from hrm.microbench.measure import MIN_ROUNDS, clean_rounds, summary
+from hrm.microbench.measure import MIN_ROUNDS, clean_rounds, sleepless, summary
 from hrm.schedule.task import Lane
 from hrm.units import MIB
 
@@ -61,7 +60,7 @@ def shared_host_memory(bench: Bench) -> SharedRate:
     on_host = bench.backend.device.type == "cpu"
     crossing = 2.0 if on_host else 1.0
     drawn_by = {Lane.CPU: 1.0, Lane.H2D: crossing, Lane.D2H: crossing, Lane.PIN: 2.0}
-    cases = {Lane.CPU: (float(_read_bytes(bench, Lane.CPU)), _sleepless(_reader(bench, Lane.CPU)))}
+    cases = {Lane.CPU: (float(_read_bytes(bench, Lane.CPU)), sleepless(_reader(bench, Lane.CPU)))}
     copy_bytes = _copy_bytes(bench)
     cases[Lane.H2D] = (float(copy_bytes), copy_work(bench, Lane.H2D, copy_bytes))
     if on_host:
@@ -106,14 +105,6 @@ def _reader(bench: Bench, lane: Lane) -> Work:
     whole = torch.empty(shape) if lane is Lane.CPU else bench.backend.empty(shape, torch.float32)
     chunks = itertools.cycle(whole.fill_(1.0))
     return lambda: next(chunks).sum()
-
-
-def _sleepless(work: Work) -> Work:
-    def run() -> None:
-        leave_out_sleep()
-        work()
-
-    return run
 
 
 def _copy_bytes(bench: Bench) -> int:

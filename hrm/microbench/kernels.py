@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from hrm.ceilings import CeilingTable, Kernel
-from hrm.device.streams import leave_out_sleep
 from hrm.dtypes import DType
 from hrm.hardware import Measurement
 from hrm.microbench.bench import Bench
-from hrm.microbench.measure import MIN_ROUNDS, Timed, measure, on_lane, summary
+from hrm.microbench.measure import MIN_ROUNDS, Timed, measure, on_lane, sleepless, summary
 from hrm.records import record
 from hrm.schedule.task import Lane
 
@@ -155,23 +154,17 @@ def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
     A call on its own would find its threads asleep and its temporaries gone from the cache. So it does on a slowed
     host, which sleeps after each piece of work: there each call comes after such a sleep, a short one at least.
     """
-
-    def alone() -> None:
-        leave_out_sleep()
-        call()
-
-    once_s, slowdown = bench.seconds(lane, alone), bench.slowdown(lane)
+    once_s, slowdown = bench.seconds(lane, sleepless(call)), bench.slowdown(lane)
     calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / once_s))
     if slowdown > 1.0:
         sleep_s = min((slowdown - 1.0) * once_s, _LONGEST_SLEEP_S)
         return _after_sleeps(bench, lane, call, sleep_s, min(calls, _CALLS_AFTER_SLEEPS))
 
     def several() -> None:
-        leave_out_sleep()
         for _ in range(calls):
             call()
 
-    repeat = on_lane(bench.backend, lane, several)
+    repeat = on_lane(bench.backend, lane, sleepless(several))
     return lambda: repeat() / calls
 
 
@@ -180,14 +173,13 @@ def _after_sleeps(bench: Bench, lane: Lane, call: Callable[[], object], sleep_s:
     took_s = [0.0] * calls
 
     def several() -> None:
-        leave_out_sleep()
         for index in range(calls):
             time.sleep(sleep_s)
             begun_s = time.perf_counter()
             call()
             took_s[index] = time.perf_counter() - begun_s
 
-    repeat = on_lane(bench.backend, lane, several)
+    repeat = on_lane(bench.backend, lane, sleepless(several))
 
     def once() -> float:
         repeat()

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from hrm.device.backend import Backend
-from hrm.device.streams import allowed_cores
+from hrm.device.streams import allowed_cores, leave_out_sleep
 from hrm.hardware import Measurement
 from hrm.records import record
 from hrm.schedule.task import Lane
@@ -35,6 +35,7 @@ __all__ = [
     "cores_kept",
     "measure",
     "on_lane",
+    "sleepless",
     "summary",
     "warm_up",
 ]
@@ -146,6 +147,16 @@ def on_lane(backend: Backend, lane: Lane, work: Callable[[], object]) -> Timed:
         return max(event.ended_s - event.started_s, 1e-9)
 
     return once
+
+
+def sleepless(work: Callable[[], object]) -> Callable[[], object]:
+    """Make work that a slowed host does at its own speed, without the sleep after it."""
+
+    def run() -> object:
+        leave_out_sleep()
+        return work()
+
+    return run
 
 
 def warm_up(cases: Mapping[K, Timed]) -> dict[K, float]:
