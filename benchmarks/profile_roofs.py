@@ -36,6 +36,7 @@ from hrm.microbench.disk import DEPTHS, REQUEST_BYTES, DirectReader, fill_file, 
 from hrm.microbench.machine import system_facts
 from hrm.microbench.measure import CpuWatch, on_lane
 from hrm.microbench.memory import host_memory_cases
+from hrm.microbench.shares import share_s
 from hrm.microbench.threads import with_threads
 from hrm.schedule.task import Lane
 from hrm.units import GIB
@@ -69,7 +70,7 @@ def main() -> None:
     if "memory" in options.only:
         memory(bench, options.rounds)
     if "products" in options.only:
-        products(bench, options.dtype, options.rounds)
+        products(Bench(backend, quick=False), options.dtype, options.rounds)
     if options.disk is not None:
         disk(bench, options.rounds, options.disk)
     backend.close()
@@ -128,7 +129,8 @@ def rate_of(amount: float, once: Callable[[], float]) -> Rate:
 
 
 def products(bench: Bench, dtypes: Sequence[DType], rounds: int) -> None:
-    """Compare the best product that the profiler finds with the best of an exhaustive sweep."""
+    """Compare the best product that the profiler finds, in its own time, with the best of an exhaustive sweep."""
+    bench.begin_part(share_s("host product shapes", quick=False))
     shapes = best_shapes(bench, Lane.CPU)
     most = max(one.threads for one in shapes)
     for dtype, threads in itertools.product(dtypes, sorted({1, most})):

@@ -171,9 +171,9 @@ def test_a_dtype_that_torch_cannot_multiply_is_left_out(host, monkeypatch):
     assert DType.INT8 not in dtypes
 
 
-def test_the_search_climbs_from_the_fastest_square_side_by_side(host, monkeypatch):
-    """Products that run best at 512 among squares, better with a long inner side, best with few rows on top."""
-    rates = {(512, 512, 512): 2e10, (512, 2048, 512): 4e10, (256, 2048, 512): 8e10}
+def test_the_search_finds_a_shape_far_from_the_fastest_square(host, monkeypatch):
+    """No square says that few rows, a long inner side and few columns together are fast."""
+    rates = {(512, 512, 512): 2e10, (256, 2048, 512): 8e10}
 
     def made(*arguments):
         rows, inner, columns = shape = arguments[3]

@@ -8,7 +8,7 @@ from hrm.device.host import HostBackend
 from hrm.errors import DeviceError
 from hrm.hardware import Measurement
 from hrm.microbench import bench as bench_module
-from hrm.microbench import memory, profile
+from hrm.microbench import memory, sections
 from hrm.microbench.journal import Journal, finish, partial_path, samples_path
 from hrm.microbench.profile import Request, profile_machine
 from hrm.units import MIB
@@ -79,7 +79,7 @@ def test_a_profile_that_fails_half_way_goes_on_where_it_was(tmp_path, monkeypatc
 
     backend = HostBackend(threads=1)
     with monkeypatch.context() as breaking:
-        breaking.setattr(profile, "launch_s", broken)
+        breaking.setattr(sections, "launch_s", broken)
         with pytest.raises(DeviceError):
             profile_machine(backend, request=request)
     assert [path.name for path in tmp_path.iterdir()] == ["machine.yaml.partial"]
@@ -87,7 +87,7 @@ def test_a_profile_that_fails_half_way_goes_on_where_it_was(tmp_path, monkeypatc
     def again(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(profile, "host_memory_samples", again)
+    monkeypatch.setattr(sections, "host_memory_samples", again)
     found = profile_machine(backend, request=request)
     backend.close()
 

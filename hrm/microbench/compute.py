@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -38,16 +39,15 @@ Shape = tuple[int, int, int]
 
 _TINY: Shape = (128, 128, 128)
 """Small enough for any dtype to end; smaller ones show their fixed costs, not their rate."""
-_SIZES = (256, 512, 1024, 2048, 4096, 8192)
-_INNER, _COLUMNS, _ROWS = 1, 2, 0
-_STRETCHES = (4.0, 2.0, 0.5)
-"""From the best square on, each side in turn is made so many times as long: long inner sides suit some processors."""
+_SIDES, _LONGEST = (256, 512, 1024, 2048, 4096), 8192
+"""All shapes with these sides are tried, and a square of the longest."""
 _SEARCHED = (DType.FLOAT32, DType.BFLOAT16)
 _MOST_BYTES = 256 * MIB
-_CLOSE, _FINALISTS = 0.9, 4
-"""So many of the shapes that a first trial puts within this share of the best are measured."""
-_SHORT_TRIALS = 6
-"""Median of so many more calls where a call is short: the fastest call of a shape says little of what it sustains."""
+_PROMISING, _FINALISTS, _CLOSE = 12, 4, 0.9
+"""So many of the shapes that one call each puts first are called some more; those of them that stay first are measured,
+where they are within this share of the best."""
+_TRIALS = 6
+"""Median of so many calls of a promising shape: the fastest call of a shape says little of what it sustains."""
 _LAUNCHES = 200
 
 Case = tuple[float, Callable[[], object]]
@@ -74,7 +74,7 @@ def product(bench: Bench, lane: Lane, dtype: DType, shape: Shape, threads: int =
     kind = _KINDS[dtype]
 
     def make(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        left, weight = (torch.ones(size, device=device).to(kind) for size in ((rows, inner), (columns, inner)))
+        left, weight = (torch.ones(size, device=device, dtype=kind) for size in ((rows, inner), (columns, inner)))
         result = torch.int32 if dtype is DType.INT8 else kind
         return left, weight.t(), torch.empty(rows, columns, device=device, dtype=result)
 
@@ -129,51 +129,42 @@ def _tiny_s(bench: Bench, lane: Lane, dtype: DType) -> float | None:
 
 
 def _fastest(bench: Bench, lane: Lane, kind: tuple[DType, int], budget_s: float) -> list[Shape]:
-    """Try squares as long as one takes no longer than a repeat may, then stretch the sides of the best one by one.
+    """Try squares as long as one takes no longer than a repeat may, then shapes of all sides in any order.
 
-    The search ends when stretching finds nothing faster, or its time is spent.
+    Long inner sides suit some processors, many rows others. The search ends when all are tried, or its time is spent.
     """
     end_s = time.perf_counter() + budget_s
     tried: dict[Shape, float] = {}
-    for size in _SIZES:
-        if tried and not _fits(bench, lane, (size,) * 3, tried):
+    for size in (*_SIDES, _LONGEST):
+        if tried and not _fits(bench, lane, (size,) * 3, tried, bench.case_s):
             break
-        _try(bench, lane, kind, (size, size, size), tried)
-    stretched_from: Shape | None = None
-    while not bench.quick and stretched_from != (best := _best(tried)):
-        stretched_from = best
-        for side, factor in pairs((_INNER, _COLUMNS, _ROWS), _STRETCHES):
-            if factor == _STRETCHES[0]:
-                best = _best(tried)
-            shape = _stretched(best, side, factor)
-            if shape not in tried and time.perf_counter() < end_s and _fits(bench, lane, shape, tried):
-                _try(bench, lane, kind, shape, tried)
-    top = max(tried.values())
-    close = sorted((shape for shape in tried if tried[shape] >= _CLOSE * top), key=lambda shape: -tried[shape])
-    return close[: 1 if bench.quick else _FINALISTS]
+        tried[size, size, size] = _rate(bench, lane, kind, (size, size, size), 1)
+    others: list[Shape] = [] if bench.quick else list(pairs(_SIDES, _SIDES, _SIDES))
+    random.Random(0).shuffle(others)
+    for shape in others:
+        if time.perf_counter() > end_s:
+            break
+        if shape not in tried and _fits(bench, lane, shape, tried, bench.case_s / 4):
+            tried[shape] = _rate(bench, lane, kind, shape, 1)
+    promising = _ranked(tried)[:_PROMISING]
+    again = {shape: _rate(bench, lane, kind, shape, 1 if bench.quick else _TRIALS) for shape in promising}
+    top = max(again.values())
+    return [shape for shape in _ranked(again) if again[shape] >= _CLOSE * top][: 1 if bench.quick else _FINALISTS]
 
 
-def _best(tried: Mapping[Shape, float]) -> Shape:
-    return max(tried, key=lambda shape: tried[shape])
+def _ranked(rates: Mapping[Shape, float]) -> list[Shape]:
+    return sorted(rates, key=lambda shape: -rates[shape])
 
 
-def _stretched(shape: Shape, side: int, factor: float) -> Shape:
-    rows, inner, columns = (int(old * factor) if at == side else old for at, old in enumerate(shape))
-    return rows, inner, columns
-
-
-def _try(bench: Bench, lane: Lane, kind: tuple[DType, int], shape: Shape, tried: dict[Shape, float]) -> None:
+def _rate(bench: Bench, lane: Lane, kind: tuple[DType, int], shape: Shape, trials: int) -> float:
     flop, work = product(bench, lane, kind[0], shape, kind[1])
-    once_s = bench.seconds(lane, work)
-    if once_s < bench.case_s / 4:
-        once_s = statistics.median([once_s, *(bench.seconds(lane, work) for _ in range(_SHORT_TRIALS))])
-    tried[shape] = flop / once_s
+    return flop / statistics.median(bench.seconds(lane, work) for _ in range(trials))
 
 
-def _fits(bench: Bench, lane: Lane, shape: Shape, tried: Mapping[Shape, float]) -> bool:
-    """Whether a product takes no longer than a repeat may, and no more memory than there is."""
+def _fits(bench: Bench, lane: Lane, shape: Shape, tried: Mapping[Shape, float], longest_s: float) -> bool:
+    """Whether a product takes no longer than it may, and no more memory than there is."""
     rows, inner, columns = shape
-    too_long = 2.0 * rows * inner * columns / max(tried.values()) > bench.case_s
+    too_long = 2.0 * rows * inner * columns / max(tried.values()) > longest_s
     return not too_long and _bytes(shape) <= _room_bytes(bench, lane)
 
 

@@ -7,52 +7,38 @@ that changed meanwhile shows in the spread.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hrm.ceilings import CeilingTable
-from hrm.hardware import EmulatedSpec, HardwareProfile, Level, Link, Measurement, SharedRate
+from hrm.hardware import HardwareProfile, Level, Link, SharedRate
 from hrm.microbench.accelerator import accelerator_facts
-from hrm.microbench.bench import Bench, Samples
-from hrm.microbench.compute import ProductSamples, best_shapes, launch_s, product_samples
-from hrm.microbench.contention import contention, shared_host_memory
-from hrm.microbench.disk import DiskSamples, check_disk, disk_samples
+from hrm.microbench.bench import Bench
+from hrm.microbench.disk import DiskSamples, check_disk
 from hrm.microbench.journal import Journal, partial_path
-from hrm.microbench.kernels import KernelProbe, measure_table, table_jobs
+from hrm.microbench.kernels import KernelProbe
 from hrm.microbench.levels import (
     HostSamples,
-    device_level,
     disk_and_host,
     disk_level,
     disk_link,
     disk_share,
     host_level,
-    link,
 )
-from hrm.microbench.links import LinkSamples, both_ways_samples, link_samples
 from hrm.microbench.machine import setting, system_facts
-from hrm.microbench.measure import CpuWatch
-from hrm.microbench.memory import MemorySamples, cache_samples, device_memory_samples, host_memory_samples
+from hrm.microbench.memory import MemorySamples
 from hrm.microbench.notes import Notes
 from hrm.microbench.overheads import TaskRun, by_sequence, overheads
-from hrm.microbench.shares import SMALL_JOB, kept_back_s, share_s
+from hrm.microbench.sections import Sections, SmallRuns
+from hrm.microbench.shares import SMALL_JOB
 from hrm.records import record
-from hrm.schedule.task import Lane
-from hrm.units import format_s
 
 if TYPE_CHECKING:
     from hrm.device.backend import Backend
 
-T = TypeVar("T")
-SmallRuns = Callable[["Backend", float], tuple[TaskRun, ...]]
-
 __all__ = ["Request", "profile_machine"]
-
-_WEIGHT_16_BIT = 2.0
-"""A table in a 16-bit format has so many times the time of one in float32: models are published in those."""
 
 
 @record
@@ -74,132 +60,27 @@ class Request:
 
 
 @record
-class _Contention:
+class _Beside:
+    """What a profile holds of the machine beside its host."""
+
+    levels: dict[str, Level]
+    links: dict[str, Link]
     shares: dict[str, float]
-    disturbed: bool
+    shared: dict[str, SharedRate]
 
 
-class _Run:
-    """A profile on its way: measures sections through the journal."""
+@record
+class _Found:
+    """What all visits found."""
 
-    def __init__(self, bench: Bench, journal: Journal) -> None:
-        self.bench = bench
-        self.journal = journal
-        self.spec: EmulatedSpec | None = getattr(bench.backend, "spec", None)
-
-    def section(self, name: str, kind: type[T], measure: Callable[[], T]) -> T:
-        """Say what is measured, and measure it if the journal does not have it."""
-        self.bench.say(name)
-        self.bench.take_log()
-        self.bench.begin_part(share_s(name, quick=self.bench.quick))
-        return self.journal.section(name, kind, measure, self.bench.take_log)
-
-    def host(self, visit: int) -> HostSamples:
-        """Look at the host's memory, caches and products for the first or the second time."""
-        bench, again = self.bench, " again" if visit > 1 else ""
-        memory = self.section(f"host memory{again}", _MEMORY, lambda: host_memory_samples(bench))
-        caches = {} if bench.quick else self.section(f"host caches{again}", _MEMORY, lambda: cache_samples(bench))
-        shapes = self.section("host product shapes", _PRODUCTS, lambda: best_shapes(bench, Lane.CPU))
-        products = self.section(f"host products{again}", _PRODUCTS, lambda: product_samples(bench, Lane.CPU, shapes))
-        launch = self.section("host launch", Measurement, lambda: launch_s(bench, Lane.CPU))
-        return HostSamples(memory=memory, caches=caches, products=products, launch_s=launch)
-
-    def disk(self, folder: Path, visit: int) -> DiskSamples:
-        """Read the disk for the first or the second time: what lies below a virtual disk may have changed."""
-        again = " again" if visit > 1 else ""
-        return self.section(f"disk{again}", DiskSamples, lambda: disk_samples(self.bench, folder))
-
-    def device(self, notes: Notes) -> Level:
-        """Measure the device's memory, products and launches."""
-        bench = self.bench
-        memory = self.section("device memory", _RATES, lambda: device_memory_samples(bench))
-        shapes = self.section("device product shapes", _PRODUCTS, lambda: best_shapes(bench, Lane.GPU))
-        products = self.section("device products", _PRODUCTS, lambda: product_samples(bench, Lane.GPU, shapes))
-        launch = self.section("device launch", Measurement, lambda: launch_s(bench, Lane.GPU))
-        return device_level(notes, bench.backend, memory, products, launch)
-
-    def links(self, notes: Notes) -> dict[str, Link]:
-        """Measure both directions; an emulated link treats all host memory alike, so pageable is left out there."""
-        bench = self.bench
-        ways = {"pinned": True} if self.spec else {"pinned": True, "pageable": False}
-        both = self.section("links, both ways at once", dict[str, Samples], lambda: _named(both_ways_samples(bench)))
-        links = {}
-        for lane in (Lane.H2D, Lane.D2H):
-            samples = {
-                way: self.section(f"link {lane}, {way}", LinkSamples, _link_measure(bench, lane, pinned))
-                for way, pinned in ways.items()
-            }
-            links[str(lane)] = link(notes, self.spec, lane, samples, both[str(lane)])
-        return links
-
-    def contention(self, notes: Notes) -> dict[str, float]:
-        """Measure what each lane keeps of its rate beside busy ones."""
-        found = self.section("contention between the lanes", _Contention, lambda: _contention(self.bench))
-        detail = "time alone over time with the host, the device and one direction of the link busy"
-        notes.other("contention", f"{detail}, disturbed by other processes" if found.disturbed else detail)
-        return found.shares
-
-    def shared(self, notes: Notes) -> SharedRate:
-        """Measure what all lanes draw from host memory together."""
-        rate = self.section("host memory, all lanes at once", SharedRate, lambda: shared_host_memory(self.bench))
-        assert rate.bytes_per_s.measured is not None
-        lanes = ", ".join(lane for lane in rate.drawn_by if lane not in ("d2h", "pin"))
-        notes.measured("shared.host_memory.bytes_per_s", rate.bytes_per_s.measured, f"drawn by {lanes} at once")
-        notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
-        return rate
-
-    def small_runs(self, make: SmallRuns) -> tuple[TaskRun, ...]:
-        """Run the small jobs."""
-        bench = self.bench
-        return self.section(SMALL_JOB, _TASK_RUNS, lambda: make(bench.backend, share_s(SMALL_JOB, quick=bench.quick)))
-
-    def tables(
-        self, notes: Notes, probes: Sequence[KernelProbe], levels: Iterable[str], request: Request
-    ) -> tuple[CeilingTable, ...]:
-        """Measure the kernels' tables in the time of their own, else in what is left less what follows gets."""
-        jobs, bench, kernels_s = table_jobs(probes, levels), self.bench, request.kernels_s
-        later = (SMALL_JOB, *(() if bench.quick else _second_visits(request)))
-        end_s = kept_back_s(later, quick=bench.quick) if kernels_s is None else bench.left_s - kernels_s
-        coarse = bench.quick and kernels_s is None
-        tables = []
-        for done, (probe, level) in enumerate(jobs):
-            weights = [_WEIGHT_16_BIT if one.dtype.bytes_per_element <= 2 else 1.0 for one, _ in jobs[done:]]
-            budget_s = max(0.0, bench.left_s - end_s) * weights[0] / sum(weights)
-            name = f"kernel {probe.kernel} in {probe.dtype} on {level}"
-            measure = partial(measure_table, bench, probe, level, budget_s=budget_s, coarse=coarse)
-            table = self.section(name, CeilingTable, measure)
-            path = f"ceilings.{probe.kernel}.{level}.{probe.dtype}"
-            notes.other(path, f"median of at least 3 calls per shape, largest iqr {format_s(table.iqr_s)}")
-            tables.append(table)
-        return tuple(tables)
-
-
-_MEMORY = cast("type[dict[str, MemorySamples]]", dict[str, MemorySamples])
-_TASK_RUNS = tuple[TaskRun, ...]
-_RATES = cast("type[dict[str, Samples]]", dict[str, Samples])
-_PRODUCTS = tuple[ProductSamples, ...]
+    host: HostSamples
+    beside: _Beside
+    tables: tuple[CeilingTable, ...]
+    ran: tuple[TaskRun, ...]
 
 
 def _second_visits(request: Request) -> tuple[str, ...]:
     return ("host memory", "host caches", "host products", *(("disk",) if request.disk else ()))
-
-
-def _named(samples: dict[Lane, Samples]) -> dict[str, Samples]:
-    return {str(lane): found for lane, found in samples.items()}
-
-
-def _link_measure(bench: Bench, lane: Lane, pinned: bool) -> Callable[[], LinkSamples]:
-    return lambda: link_samples(bench, lane, pinned=pinned)
-
-
-def _contention(bench: Bench) -> _Contention:
-    watch = CpuWatch()
-    shares = contention(bench)
-    disturbed = watch.contaminated()
-    if disturbed:
-        # Others take the core that a lane leaves idle, so they slow only what is measured together.
-        bench.say("other processes use these cores: contention comes out too strong, profile again when it is quiet")
-    return _Contention(shares=shares, disturbed=disturbed)
 
 
 def _both(first: HostSamples, second: HostSamples) -> HostSamples:
@@ -250,47 +131,25 @@ def profile_machine(
     if request.disk is not None:
         check_disk(request.disk)
     facts = system_facts()
-    run = _Run(Bench(backend, quick=request.quick, progress=progress), _journal(request))
+    run = Sections(Bench(backend, quick=request.quick, progress=progress), _journal(request))
     notes = Notes(request.command)
-    host = run.host(1)
-    levels, links, shares, shared = _beside_the_host(run, notes)
-    disk = run.disk(request.disk, 1) if request.disk else None
-    tables = run.tables(notes, probes, ["cpu", *levels], request)
-    ran = run.small_runs(small_runs) if small_runs is not None else ()
-    if not request.quick:
-        host = _both(host, run.host(2))
-    if request.disk and disk and not request.quick:
-        disk = _both_reads(disk, run.disk(request.disk, 2))
-    if disk:
-        levels["disk"], links["disk"] = disk_level(notes, disk), disk_link(notes, disk)
-        shares["disk"] = disk_share(notes, disk)
-        shared.setdefault("host_memory", disk_and_host(notes, disk))
+    found = _visited(run, notes, probes, request, small_runs)
     spec = run.spec
-    facts |= accelerator_facts(backend.device) | {"load at the end": system_facts()["load at the start"]}
-    facts |= {"date": dt.date.today().isoformat(), "command": request.command}
-    facts["disturbed by other processes"] = ", ".join(run.bench.disturbed) or "nothing"
-    if run.journal.resumed:
-        facts["resumed"] = f"{len(run.journal.resumed)} sections from a run that was cut short"
-    if ran:
-        notes.other("task_s", "median task of a small job, less what kernels' tables and links explain of it")
-        notes.other(
-            "sequence_s", "the same by sequence: how much longer a small job with more sequences took beyond that"
-        )
     profile = HardwareProfile(
         name=request.name or (spec.name if spec else f"this-machine-{backend.name}"),
         description=f"{f'emulated device {spec.name} in ' if spec else ''}{setting()}",
         device=cast("Literal['none', 'cuda', 'emulated']", backend.name),
         emulated=spec,
-        levels={"cpu": host_level(notes, spec, host)} | levels,
-        links=links,
-        ceilings=tables,
-        contention=shares,
-        shared=shared,
-        system=facts,
+        levels={"cpu": host_level(notes, spec, found.host)} | found.beside.levels,
+        links=found.beside.links,
+        ceilings=found.tables,
+        contention=found.beside.shares,
+        shared=found.beside.shared,
+        system=facts | _facts_at_the_end(run, request),
         provenance=notes.by_path,
     )
-    profile = replace(profile, sequence_s=by_sequence(profile, ran))
-    return replace(profile, task_s=overheads(profile, ran))
+    profile = replace(profile, sequence_s=by_sequence(profile, found.ran))
+    return replace(profile, task_s=overheads(profile, found.ran))
 
 
 def _journal(request: Request) -> Journal:
@@ -300,17 +159,53 @@ def _journal(request: Request) -> Journal:
     return Journal(partial_path(request.output), key, resume=request.resume)
 
 
-def _beside_the_host(
-    run: _Run, notes: Notes
-) -> tuple[dict[str, Level], dict[str, Link], dict[str, float], dict[str, SharedRate]]:
+def _visited(
+    run: Sections, notes: Notes, probes: Sequence[KernelProbe], request: Request, small_runs: SmallRuns | None
+) -> _Found:
+    """Measure all there is, in order."""
+    host = run.host(1)
+    beside = _beside_the_host(run, notes)
+    disk = run.disk(request.disk, 1) if request.disk else None
+    later = (SMALL_JOB, *(() if request.quick else _second_visits(request)))
+    tables = run.tables(notes, probes, ["cpu", *beside.levels], later, request.kernels_s)
+    ran = run.small_runs(small_runs) if small_runs is not None else ()
+    if ran:
+        notes.other("task_s", "median task of a small job, less what kernels' tables and links explain of it")
+        detail = "the same by sequence: how much longer a small job with more sequences took beyond that"
+        notes.other("sequence_s", detail)
+    if not request.quick:
+        host = _both(host, run.host(2))
+    if request.disk and disk:
+        beside = _with_disk(beside, notes, disk if request.quick else _both_reads(disk, run.disk(request.disk, 2)))
+    return _Found(host=host, beside=beside, tables=tables, ran=ran)
+
+
+def _beside_the_host(run: Sections, notes: Notes) -> _Beside:
     """Measure the device where there is one: levels, links, contention, shared rates."""
-    levels: dict[str, Level] = {}
-    links: dict[str, Link] = {}
-    shares: dict[str, float] = {}
-    shared: dict[str, SharedRate] = {}
-    if run.bench.backend.name != "none":
-        levels["gpu"] = run.device(notes)
-        links = run.links(notes)
-        shares = run.contention(notes)
-        shared = {"host_memory": run.shared(notes)}
-    return levels, links, shares, shared
+    if run.bench.backend.name == "none":
+        return _Beside(levels={}, links={}, shares={}, shared={})
+    return _Beside(
+        levels={"gpu": run.device(notes)},
+        links=run.links(notes),
+        shares=run.contention(notes),
+        shared={"host_memory": run.shared(notes)},
+    )
+
+
+def _with_disk(beside: _Beside, notes: Notes, disk: DiskSamples) -> _Beside:
+    """Add the disk; what a device draws from host memory counts before what it does."""
+    return _Beside(
+        levels=beside.levels | {"disk": disk_level(notes, disk)},
+        links=beside.links | {"disk": disk_link(notes, disk)},
+        shares=beside.shares | {"disk": disk_share(notes, disk)},
+        shared={"host_memory": disk_and_host(notes, disk)} | beside.shared,
+    )
+
+
+def _facts_at_the_end(run: Sections, request: Request) -> dict[str, str]:
+    facts = accelerator_facts(run.bench.backend.device) | {"load at the end": system_facts()["load at the start"]}
+    facts |= {"date": dt.date.today().isoformat(), "command": request.command}
+    facts["disturbed by other processes"] = ", ".join(run.bench.disturbed) or "nothing"
+    if run.journal.resumed:
+        facts["resumed"] = f"{len(run.journal.resumed)} sections from a run that was cut short"
+    return facts

@@ -15,7 +15,7 @@ SMALL_JOB = "tasks of a small job"
 _SHARES_S = {
     "host memory": (0.9, 6.0),
     "host caches": (0.0, 3.0),
-    "host product shapes": (0.5, 7.0),
+    "host product shapes": (0.5, 12.0),
     "host products": (0.6, 6.0),
     "host launch": (0.1, 0.3),
     "device memory": (0.6, 2.0),
