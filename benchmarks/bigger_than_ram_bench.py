@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -231,7 +232,9 @@ class Bench:
             return {"wall_s": LONGEST_S, "error": error, "tokens_per_s": 0.0}
         wall = {"wall_s": time.monotonic() - begun_s}
         if done.returncode:
-            return wall | {"error": (done.stderr.strip().splitlines() or ["killed"])[-1], "tokens_per_s": 0.0}
+            killed = done.returncode == -signal.SIGKILL
+            error = "killed: more memory than the limit" if killed else done.stderr.strip().splitlines()[-1]
+            return wall | {"error": error, "tokens_per_s": 0.0}
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found | wall | {"peak_bytes": group.peak_bytes()}
 
