@@ -118,7 +118,7 @@ class SplitFlight:
 
 
 class DiskFlight:
-    """What waits for experts on disk: normed hidden states and routing of all tokens of a wave, and their sums."""
+    """What waits for experts that the CPU reads from disk: normed hidden states, routing and sums of all tokens."""
 
     def __init__(self, policy: Policy, model: ModelSpec, num_tokens: int, backend: Backend) -> None:
         allocate, dtype = main_memory(policy, backend), torch_dtype(policy.weight_dtype)
@@ -144,7 +144,7 @@ class WaveBuffers:
         self.decode = [DecodeFlight(policy, model, allocate) for _ in range(IN_FLIGHT)]
         self.host = [DecodeFlight(policy, model, pinned) for _ in range(IN_FLIGHT)] if apart else self.decode
         self.split: dict[Phase, list[SplitFlight]] = {}
-        if policy.disk_experts:
+        if policy.computes_from_disk:
             self.disk = DiskFlight(policy, model, wave.num_tokens, backend)
         if on_gpu and policy.experts_on_cpu(model):
             for phase, tokens in ((Phase.PREFILL, max_tokens), (Phase.DECODE, policy.micro_batch_size)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -41,9 +41,11 @@ def aligned_memory(num_bytes: int) -> torch.Tensor:
     return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
 
 
-def aligned_buffers(num_bytes: int, count: int) -> list[torch.Tensor]:
+def aligned_buffers(
+    num_bytes: int, count: int, allocate: Callable[[int], torch.Tensor] = aligned_memory
+) -> list[torch.Tensor]:
     """Return buffers like `aligned_memory` of whole blocks each, one behind the other in one piece of memory."""
-    return list(aligned_memory(num_bytes * count).view(count, num_bytes).unbind())
+    return list(allocate(num_bytes * count).view(count, num_bytes).unbind())
 
 
 def request_bounds(num_bytes: int) -> list[int]:

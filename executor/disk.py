@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from executor import native
-from executor.direct import Reading, aligned_buffers, finish
+from executor.direct import Reading, aligned_buffers, aligned_memory, finish
 from executor.expert_file import open_expert_file
 from executor.experts import PLAIN, ExpertForm, add_compiled, assignments, feed_forward
 from executor.linear import suits_compiled
@@ -30,7 +30,7 @@ __all__ = ["DiskStore", "DiskTasks"]
 
 
 class DiskStore:
-    """The last experts of each layer, on disk, and the ring of buffers between.
+    """The experts of each layer that lie on disk, and the ring of buffers behind it, in memory of `allocate`.
 
     An expert is asked for as soon as its buffer is free, whichever lane frees it. Experts come in one order, pass after
     pass, so what is asked for early, over layers, passes and rounds, is wanted in the end.
@@ -41,23 +41,29 @@ class DiskStore:
         As `open_expert_file`.
     """
 
-    def __init__(self, policy: Policy, model: ModelSpec, checkpoint_dir: Path) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        model: ModelSpec,
+        checkpoint_dir: Path,
+        allocate: Callable[[int], torch.Tensor] = aligned_memory,
+    ) -> None:
         self._file = open_expert_file(policy, model, checkpoint_dir)
         self._ring = DiskRing(policy, model)
         self._dtype = torch_dtype(policy.weight_dtype)
         self._parameters = model.expert_parameters
-        self.on_disk = policy.disk_experts_of(model)
-        """Experts on disk by layer, the last ones."""
+        self.on_disk = policy.experts_on_disk(model)
+        """Experts on disk by layer."""
         self._num_experts = model.num_experts
-        self._buffers = aligned_buffers(self._file.expert_bytes, policy.num_disk_buffers(model))
+        self._buffers = aligned_buffers(self._file.expert_bytes, policy.num_disk_buffers(model), allocate)
         self._lock = threading.Lock()
         self._readings: deque[Reading] = deque()
         self._asked = self._read = self._used = 0
         """How many experts were asked for, have come, and were done with."""
 
-    def kept(self, layer: int) -> int:
-        """Return how many experts of a layer are in memory, the first ones."""
-        return self._num_experts - self.on_disk[layer]
+    def kept(self, layer: int) -> list[int]:
+        """Return the experts of a layer that are in memory."""
+        return [expert for expert in range(self._num_experts) if expert not in self.on_disk[layer]]
 
     def load(self, layer: int, expert: int, target: torch.Tensor) -> None:
         """Copy an expert that stays in memory to its place, flat, by way of the ring."""
@@ -94,7 +100,7 @@ class DiskStore:
             while self._asked < self._used + self._ring.buffers:
                 layer, part, _ = self._ring.at(self._asked)
                 target = self._buffers[self._asked % self._ring.buffers]
-                self._readings.append(self._file.begin(layer, self.kept(layer) + part, target))
+                self._readings.append(self._file.begin(layer, self.on_disk[layer][part], target))
                 self._asked += 1
 
     def _weights(self, number: int) -> torch.Tensor:
@@ -102,7 +108,7 @@ class DiskStore:
 
 
 class DiskTasks:
-    """The handlers of experts on disk, in either phase."""
+    """The handlers of experts on disk, in either phase; to a GPU they cross as pages."""
 
     def __init__(self, state: WaveState) -> None:
         self.state = state
@@ -123,9 +129,9 @@ class DiskTasks:
         """Add an expert's output to the sums; with the layer's last one, add these to the hidden states."""
         state, disk, (_, layer, part) = self.state, self.state.disk, step.task.key
         assert disk is not None
-        self._add(step, disk.kept(layer) + part, [disk.expert()])
+        self._add(step, disk.on_disk[layer][part], [disk.expert()])
         disk.used()
-        if part == disk.on_disk[layer] - 1:
+        if part == len(disk.on_disk[layer]) - 1:
             hidden = state.all_hidden(step)
             add_to(hidden, state.buffers.disk.sums[: len(hidden)])
 

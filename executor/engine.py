@@ -117,7 +117,8 @@ class Engine:
         planned = ledger(self.policy, self.model, self.workload)
         self._footprint = Footprint(backend, planned.cpu.total_bytes, ram_limit_bytes)
         folder = Path(checkpoint_dir)
-        self._disk = DiskStore(self.policy, self.model, folder) if self.policy.disk_experts else None
+        reads = self.policy.disk_experts > 0
+        self._disk = DiskStore(self.policy, self.model, folder, backend.direct_empty) if reads else None
         self._weights, self._experts = load_weights(self.policy, self.model, folder, backend, self._disk)
         # What is listened to while answers are made, though not while everything warms up.
         self._heard_weights = self._weights
@@ -236,7 +237,7 @@ class Engine:
         tokens = max(batch.num_tokens for batch in wave.micro_batches)
         on_gpu = policy.main_device is Processor.GPU
         main = int(workspace_bytes(model, tokens, policy.micro_batch_size))
-        if policy.disk_experts:
+        if policy.computes_from_disk:
             sizes = model.hidden_size, model.intermediate_size
             main = max(main, int(gathered_expert_workspace_bytes(wave.num_tokens, *sizes)))
         splits = on_gpu and policy.experts_on_cpu(model) > 0

@@ -140,7 +140,7 @@ class WaveState:
             routed = self.split_flight(step).routed.parts(len(hidden))
             route_attended(attended, hidden, layer, self.model, self.workspace, routed)
             return
-        if self.disk is not None and is_moe:
+        if self.policy.computes_from_disk and is_moe:
             self._wait_for_disk(step, attended)
             return
         experts = self.main_experts(step.task.layer, self.use(step)) if is_moe else []

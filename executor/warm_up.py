@@ -60,7 +60,7 @@ def _dense_and_experts(state: WaveState) -> None:
             cached = [part.transpose(0, 1).flatten() for part in parts]
             keys, values = state.keys_values(first, cached, [rows])
             prefill_attention(query, keys, values, attended, [rows], state.attention(first))
-        if state.disk is not None:
+        if state.policy.computes_from_disk:
             routed = state.buffers.disk.routed.parts(rows)
             route_attended(attended, hidden, layer, model, state.workspace, routed)
         elif experts := state.main_experts(first, 0):

@@ -11,7 +11,7 @@ import torch
 from executor.decoder import ModelWeights
 from executor.disk import DiskStore
 from executor.loading import CheckpointReader
-from executor.memory import main_memory, pinned_memory, torch_dtype
+from executor.memory import Allocate, main_memory, pinned_memory, torch_dtype
 from executor.parameters import load_dense, load_experts
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
@@ -37,35 +37,44 @@ def page_bounds(num_elements: int, num_pages: int, itemsize: int) -> tuple[int, 
 class ExpertStore:
     """The experts of all layers: resident ones, streamed ones in host memory, and at last those that the CPU computes.
 
-    `use` numbers the layers with experts over the whole run. It decides the slot of a layer's streamed experts.
+    `use` numbers the layers with experts over the whole run. It decides the slot of a layer's streamed experts, of
+    which the last ones may lie on `disk`; with everything on the CPU, the last ones of all.
     """
 
-    def __init__(self, policy: Policy, model: ModelSpec, backend: Backend) -> None:
+    def __init__(self, policy: Policy, model: ModelSpec, backend: Backend, disk: DiskStore | None = None) -> None:
         dtype = torch_dtype(policy.weight_dtype)
-        staged = policy.staging is Staging.PAGEABLE
-        self._backend = backend
+        self._backend, self._disk = backend, disk
         self._expert = model.expert_parameters
-        self._num_pages = policy.num_pages
-        counts = (policy.resident_experts, policy.streamed_experts(model))
-        resident, streamed = ((count * self._expert,) for count in counts)
+        self._resident = self._flats(dict.fromkeys(model.moe_layers, policy.resident_experts), backend.empty, dtype)
+        on_disk, none = policy.disk_experts_of(model), dict.fromkeys(model.moe_layers, 0)
+        of_cpu, of_link = (on_disk, none) if policy.computes_from_disk else (none, on_disk)
+        on_cpu, streamed = policy.experts_on_cpu(model), policy.streamed_experts(model)
+        staged = policy.staging is Staging.PAGEABLE
         pinned = backend.host_empty if staged else pinned_memory(backend)
-        self._resident = {layer: backend.empty(resident, dtype) for layer in model.moe_layers}
-        self._streamed = {layer: pinned(streamed, dtype) for layer in model.moe_layers}
-        on_cpu = policy.experts_on_cpu(model)
-        self._on_cpu = {
-            layer: backend.host_empty(((on_cpu - on_disk) * self._expert,), dtype)
-            for layer, on_disk in policy.disk_experts_of(model).items()
-        }
-        self.bounds = page_bounds(*streamed, policy.num_pages, dtype.itemsize)
-        self._slots = [backend.empty(streamed, dtype).zero_() for _ in range(IN_FLIGHT if counts[1] else 0)]
+        self._streamed = self._flats({layer: streamed - of_link[layer] for layer in of_link}, pinned, dtype)
+        self._on_cpu = self._flats({layer: on_cpu - of_cpu[layer] for layer in of_cpu}, backend.host_empty, dtype)
+        self.bounds = self._bounds(streamed, policy.num_pages(model), dtype.itemsize)
+        self._pages_in_memory = policy.pages_in_memory(model)
+        slot = (streamed * self._expert,)
+        self._slots = [backend.empty(slot, dtype).zero_() for _ in range(IN_FLIGHT if streamed else 0)]
         largest = max(last - first for first, last in pairwise(self.bounds))
-        staging_pages = IN_FLIGHT if self._slots and staged else 0
+        staging_pages = IN_FLIGHT if self._slots and staged and self._pages_in_memory else 0
         self._staging = [pinned_memory(backend)((largest,), dtype).zero_() for _ in range(staging_pages)]
 
-    def home(self, layer: int, expert: int) -> torch.Tensor:
-        """Return where an expert's weights lie for good: flat, in device or host memory."""
+    def _flats(self, counts: dict[int, int], allocate: Allocate, dtype: torch.dtype) -> dict[int, torch.Tensor]:
+        """Allocate so many experts of each layer."""
+        return {layer: allocate((count * self._expert,), dtype) for layer, count in counts.items()}
+
+    def _bounds(self, streamed: int, num_pages: int, itemsize: int) -> tuple[int, ...]:
+        """Cut a layer's streamed experts into pages; with some on disk, into the experts themselves."""
+        if self._disk is not None and streamed:
+            return tuple(range(0, streamed * self._expert + 1, self._expert))
+        return page_bounds(streamed * self._expert, num_pages, itemsize)
+
+    def home(self, layer: int, number: int) -> torch.Tensor:
+        """Return where the so-many-th expert that is not on disk lies for good: flat, in device or host memory."""
         flats = (self._resident[layer], self._streamed[layer], self._on_cpu[layer])
-        return self._each(flats)[expert]
+        return self._each(flats)[number]
 
     def on_gpu(self, layer: int, use: int) -> list[torch.Tensor]:
         """Return the experts that the GPU computes, the first ones; streamed ones lie in the slot of this use."""
@@ -89,11 +98,21 @@ class ExpertStore:
         first, last = self.bounds[page : page + 2]
         if first == last:
             return
+        target = self._slots[use % IN_FLIGHT][first:last]
+        if self._disk is not None and page >= self._pages_in_memory:
+            self._copy_from_disk(target, self._disk)
+            return
         staged = self._staging_page(page, use)[: last - first] if self._staging else self._streamed[layer][first:last]
-        self._backend.copy(self._slots[use % IN_FLIGHT][first:last], staged)
+        self._backend.copy(target, staged)
+
+    def _copy_from_disk(self, target: torch.Tensor, disk: DiskStore) -> None:
+        """Copy the expert that has come, and let its buffer be filled again once that has crossed."""
+        self._backend.copy(target, disk.expert())
+        self._backend.await_copies()
+        disk.used()
 
     def _staging_page(self, page: int, use: int) -> torch.Tensor:
-        return self._staging[(use * self._num_pages + page) % IN_FLIGHT]
+        return self._staging[(use * self._pages_in_memory + page) % IN_FLIGHT]
 
 
 def load_weights(
@@ -126,11 +145,11 @@ def load_weights(
         weights = load_dense(reader, model, place)
     finally:
         reader.close()
-    store = ExpertStore(policy, model, backend)
+    store = ExpertStore(policy, model, backend, disk)
     if disk is not None:
         for layer in model.moe_layers:
-            for expert in range(disk.kept(layer)):
-                disk.load(layer, expert, store.home(layer, expert))
+            for number, expert in enumerate(disk.kept(layer)):
+                disk.load(layer, expert, store.home(layer, number))
         return weights, store
     reader = CheckpointReader(folder)
     try:

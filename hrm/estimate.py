@@ -199,19 +199,22 @@ def _post_attention(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: Pas
     work = add_costs([_work(parts, rates, main), behind])
     if layer.moe and not splits_experts(grid, model):
         routed = operator_cost(_experts(grid, model, shape, share=1.0), rates, main)
-        work = add_costs([work, routed.times(np.where(grid.disk_experts > 0, 0.0, 1.0)) if grid.reads_disk else routed])
+        work = add_costs(
+            [work, routed.times(np.where(grid.disk_experts > 0, 0.0, 1.0)) if grid.computes_from_disk else routed]
+        )
     return add_costs([work, _all_reduce(model, rates, tokens, choices.weight_dtype, main)])
 
 
 def _disk_costs(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> dict[TaskKind, Cost]:
-    """Return the cost of reading an expert from disk, and of computing for the whole batch with it or those kept."""
-    batch = replace(shape, sequences=grid.batch_size)
-    one = operator_cost(
-        _experts(grid, model, batch, share=1.0 / model.num_experts), rates, str(grid.template.main_device)
-    )
+    """Return the cost of reading an expert from disk; the CPU computes with it, or those kept, for the whole batch."""
     reads = np.where(grid.disk_experts > 0, 1.0, 0.0)
+    read = _transfer(rates, "disk", float(disk_expert_bytes(grid.template, model))).times(reads)
+    if not grid.computes_from_disk:
+        return {TaskKind.DISK_READ: read}
+    batch = replace(shape, sequences=grid.batch_size)
+    one = operator_cost(_experts(grid, model, batch, share=1.0 / model.num_experts), rates, "cpu")
     return {
-        TaskKind.DISK_READ: _transfer(rates, "disk", float(disk_expert_bytes(grid.template, model))).times(reads),
+        TaskKind.DISK_READ: read,
         TaskKind.KEPT_EXPERTS: one.times(reads * (model.num_experts - grid.disk_experts)),
         TaskKind.DISK_EXPERTS: one.times(reads),
     }

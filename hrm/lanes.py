@@ -117,7 +117,7 @@ class PassCosts:
     @property
     def head_kind(self) -> TaskKind:
         """The kind of task that has the head to do."""
-        later = splits_experts(self.grid, self.model) or self.grid.reads_disk
+        later = splits_experts(self.grid, self.model) or self.grid.computes_from_disk
         return (
             TaskKind.HEAD if later and self.model.layer_kind(self.model.num_layers - 1).moe else TaskKind.POST_ATTENTION
         )
@@ -302,7 +302,7 @@ def _summed_of(costs: PassCosts, kind: TaskKind) -> Cost:
             continue
         full = costs.full[layer][kind]
         if kind in _PAGE_KINDS:
-            parts.append(full.times(count * grid.num_pages))
+            parts.append(full.times(count * _pages_of(kind, grid, costs.model)))
         elif kind in _OF_A_LAYER:
             parts.append(full.times(count * _times_in_a_layer(kind, grid)))
         else:
@@ -310,6 +310,10 @@ def _summed_of(costs: PassCosts, kind: TaskKind) -> Cost:
     if kind in _OF_A_LAYER and np.any(grid.fuller_layers):
         parts.append(_moved_to_memory(costs)[kind].times(grid.fuller_layers))
     return add_costs(parts)
+
+
+def _pages_of(kind: TaskKind, grid: PolicyGrid, model: ModelSpec) -> Reals:
+    return grid.pages_in_memory(model) if kind is TaskKind.PAGE_PIN else grid.num_pages(model)
 
 
 def _times_in_a_layer(kind: TaskKind, grid: PolicyGrid) -> Reals:

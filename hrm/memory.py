@@ -102,7 +102,7 @@ def streamed_layer_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
 
 def page_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
     """Bytes of one page: the layer's streamed bytes in equal parts."""
-    return streamed_layer_bytes(grid, model) / grid.num_pages
+    return streamed_layer_bytes(grid, model) / grid.num_pages(model)
 
 
 def disk_expert_bytes(choices: Policy, model: ModelSpec) -> int:
@@ -115,10 +115,10 @@ def disk_expert_bytes(choices: Policy, model: ModelSpec) -> int:
 def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:
     """Add up what a policy holds, in bytes, at its peak.
 
-    Counted: weights, both page slots, pinned staging pages, the KV cache of every sequence at its final length, the
-    hidden states of all prompts (prefill keeps them between layers), queries, keys, values and attention outputs in
-    flight, and the workspace of the largest micro-batch. Not counted: interpreter and libraries, which a profile
-    measures (`Level.runtime_bytes`) and a plan names beside its ledger (`Machine.runtime_bytes`).
+    Counted: weights, both page slots, pinned staging pages, the ring behind a disk, the KV cache of every sequence at
+    its final length, the hidden states of all prompts (prefill keeps them between layers), queries, keys, values and
+    attention outputs in flight, and the workspace of the largest micro-batch. Not counted: interpreter and libraries,
+    which a profile measures (`Level.runtime_bytes`) and a plan names beside its ledger (`Machine.runtime_bytes`).
     """
     classes = demand(PolicyGrid.of(policy), model, workload)
     return Ledger(
@@ -137,9 +137,9 @@ def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, 
     }
     kv_bytes = _kv_cache_bytes(grid, model, workload)
     on_cpu = model.num_moe_layers * _expert_bytes(grid, model) * (model.num_experts - grid.resident_experts)
+    on_cpu = on_cpu - (model.num_moe_layers * grid.disk_experts - grid.fuller_layers) * _expert_bytes(grid, model)
     if choices.main_device is Processor.CPU:
-        on_disk = (model.num_moe_layers * grid.disk_experts - grid.fuller_layers) * _expert_bytes(grid, model)
-        cpu = held | {"expert_weights": on_cpu - on_disk, "kv_cache": kv_bytes}
+        cpu = held | {"expert_weights": on_cpu, "kv_cache": kv_bytes}
         return {"gpu": {}, "cpu": _with_disk(cpu, grid, model, workload) if grid.reads_disk else cpu}
     streamed = streamed_layer_bytes(grid, model)
     loads = choices.schedule is ScheduleName.KV_TRANSFER
@@ -154,7 +154,7 @@ def demand(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, 
     }
     cpu = {
         "expert_weights": on_cpu,
-        "page_buffers": IN_FLIGHT * page_bytes(grid, model) if choices.staging is Staging.PAGEABLE else 0.0,
+        "page_buffers": _staging_bytes(grid, model) + _ring_bytes(grid, model),
         "kv_cache": (1.0 - grid.kv_on_gpu) * kv_bytes + rounding,
         "activations": around_experts["cpu"] + _landing_bytes(grid, model, workload),
         "workspace": _cpu_experts_workspace_bytes(grid, model, workload) if splits else 0.0,
@@ -171,13 +171,27 @@ def _with_disk(held: dict[str, Reals], grid: PolicyGrid, model: ModelSpec, workl
     tokens = workload.prompt_tokens(grid.batch_size)
     row_bytes = model.hidden_size * (_activation_width(grid) + _SUM_BYTES) + model.experts_per_token * _ROUTING_BYTES
     room = gathered_expert_workspace_bytes(tokens, model.hidden_size, model.intermediate_size)
-    buffers = grid.template.num_disk_buffers(model) * disk_expert_bytes(grid.template, model)
     reads = grid.disk_experts > 0
     return held | {
-        "page_buffers": np.where(reads, float(buffers), 0.0),
+        "page_buffers": _ring_bytes(grid, model),
         "activations": held["activations"] + np.where(reads, tokens * row_bytes, 0.0),
         "workspace": np.where(reads, np.maximum(held["workspace"], room), held["workspace"]),
     }
+
+
+def _ring_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
+    """Bytes of the ring of buffers that experts are read into from disk, where some are."""
+    if not grid.reads_disk:
+        return 0.0
+    buffers = grid.template.num_disk_buffers(model) * disk_expert_bytes(grid.template, model)
+    return np.where(grid.disk_experts > 0, float(buffers), 0.0)
+
+
+def _staging_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
+    """Bytes of the pinned pages that pageable weights in host memory pass on their way."""
+    if grid.template.staging is not Staging.PAGEABLE:
+        return 0.0
+    return np.where(grid.pages_in_memory(model) > 0, IN_FLIGHT * page_bytes(grid, model), 0.0)
 
 
 def _split_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict[str, Reals]:

@@ -63,9 +63,10 @@ class Policy:
     those between cross the link in `num_pages` equal pages, once per pass. All other operators run on the GPU unless
     both devices are the CPU. Of the KV cache, whole sequences stay on the GPU, up to the share `kv_on_gpu`.
 
-    Where everything runs on the CPU, the last `disk_experts` of each MoE layer lie on disk and are read once per pass,
-    one after the other, into a ring of `disk_buffers` buffers in host memory. The first `fuller_layers` of these layers
-    keep one expert more in memory.
+    The last `disk_experts` of each MoE layer, where a GPU computes of those that cross the link, lie on disk and are
+    read once per pass, one after the other, into a ring of `disk_buffers` buffers in host memory. The CPU computes with
+    them there; to a GPU they cross from there, and then every streamed expert is a page of its own. Where everything
+    runs on the CPU, the first `fuller_layers` of these layers keep one expert more in memory.
     """
 
     batch_size: PositiveInt
@@ -91,12 +92,25 @@ class Policy:
         """Micro-batches in one pass; the last may be smaller."""
         return math.ceil(self.batch_size / self.micro_batch_size)
 
-    @property
-    def num_pages(self) -> int:
-        """Pages in which a layer's streamed weights cross: one for each micro-batch where the schedule pages at all."""
+    def num_pages(self, model: ModelSpec) -> int:
+        """Pages in which a layer's streamed weights cross: one for each micro-batch where the schedule pages at all.
+
+        With some on disk, each expert is a page: a reading is a copy.
+        """
+        if self.main_device is Processor.GPU and self.disk_experts:
+            return self.streamed_experts(model)
         if self.schedule is ScheduleName.CGOPIPE:
             return self.pages_per_layer or self.num_micro_batches
         return 1
+
+    def pages_in_memory(self, model: ModelSpec) -> int:
+        """Return how many of a layer's pages, the first ones, cross from host memory; the others lie on disk."""
+        return self.num_pages(model) - self.disk_experts
+
+    @property
+    def computes_from_disk(self) -> bool:
+        """Whether experts are computed with where they are read to from disk: by the CPU."""
+        return self.main_device is Processor.CPU and self.disk_experts > 0
 
     @property
     def main_device(self) -> Processor:
@@ -123,16 +137,22 @@ class Policy:
         """Experts that lie on disk, by layer: of those that have routed experts."""
         return {layer: self.disk_experts - (place < self.fuller_layers) for place, layer in enumerate(model.moe_layers)}
 
+    def experts_on_disk(self, model: ModelSpec) -> dict[int, range]:
+        """Say which experts those are: the last ones, but for those that the CPU computes beside a GPU."""
+        end = model.num_experts - (0 if self.main_device is Processor.CPU else self.experts_on_cpu(model))
+        return {layer: range(end - count, end) for layer, count in self.disk_experts_of(model).items()}
+
     def share_on_disk(self, model: ModelSpec) -> float:
         """Share of all routed experts that lies on disk."""
         return sum(self.disk_experts_of(model).values()) / max(1, model.num_moe_layers * model.num_experts)
 
     def num_disk_buffers(self, model: ModelSpec) -> int:
-        """Experts that the ring between disk and CPU has room for, unless stated.
+        """Experts that the ring behind the disk has room for, unless stated.
 
         A quarter of a layer's, at least six, at most all of them.
 
-        What is read ahead keeps the disk busy while the CPU attends and computes with experts in memory.
+        What is read ahead keeps the disk busy while the CPU attends and computes with experts in memory, and while
+        those in memory cross the link.
         """
         wanted = max(_LEAST_DISK_BUFFERS, model.num_experts // _LAYER_SHARE_IN_BUFFERS)
         return self.disk_buffers or min(wanted, model.num_experts)
@@ -167,17 +187,21 @@ class Policy:
                 f"cpu_experts {self.cpu_experts}: must be at most {limit} with ffn_device {self.ffn_device} and "
                 f"{self.resident_experts} experts resident (lower it)"
             )
-        limit = model.num_experts if self.main_device is Processor.CPU else 0
+        self._check_disk(model)
+
+    def _check_disk(self, model: ModelSpec) -> None:
+        on_cpu = self.main_device is Processor.CPU
+        limit = model.num_experts if on_cpu else self.streamed_experts(model)
         if self.disk_experts > limit:
             raise PolicyError(
                 f"disk_experts {self.disk_experts}: must be at most {limit}"
-                + (" where a GPU computes (experts on disk are the CPU's)" if not limit else " (lower it)")
+                + (" (lower it)" if on_cpu else ", the experts that cross the link (lower it)")
             )
-        limit = max(0, model.num_moe_layers - 1) if self.disk_experts > 1 else 0
+        limit = max(0, model.num_moe_layers - 1) if on_cpu and self.disk_experts > 1 else 0
         if self.fuller_layers > limit:
             raise PolicyError(
                 f"fuller_layers {self.fuller_layers}: must be at most {limit} with disk_experts {self.disk_experts} "
-                f"and {model.num_moe_layers} layers of experts (each layer reads one at least)"
+                f"and {model.num_moe_layers} layers of experts (each layer reads one at least, where all are the CPU's)"
             )
 
     def _check_schedule(self) -> None:
@@ -257,11 +281,22 @@ class PolicyGrid:
         return self.batch_size - (self.num_micro_batches - 1) * self.micro_batch_size
 
     @property
-    def num_pages(self) -> Reals:
+    def computes_from_disk(self) -> bool:
+        """Whether any policy of the grid does, as `Policy.computes_from_disk`."""
+        return self.reads_disk and self.template.main_device is Processor.CPU
+
+    def num_pages(self, model: ModelSpec) -> Reals:
         """Pages in which a layer's streamed weights cross, as `Policy.num_pages`."""
+        pages: Reals = 1.0
         if self.template.schedule is ScheduleName.CGOPIPE:
-            return self.template.pages_per_layer or self.num_micro_batches
-        return 1.0
+            pages = self.template.pages_per_layer or self.num_micro_batches
+        if self.template.main_device is Processor.GPU and self.reads_disk:
+            return np.where(self.disk_experts > 0, self.streamed_experts(model), pages)
+        return pages
+
+    def pages_in_memory(self, model: ModelSpec) -> Reals:
+        """Return how many of a layer's pages cross from host memory, as `Policy.pages_in_memory`."""
+        return self.num_pages(model) - self.disk_experts
 
     def experts_on_cpu(self, model: ModelSpec) -> Reals:
         """Experts per MoE layer that the CPU computes."""

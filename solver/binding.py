@@ -29,7 +29,8 @@ def binding(problem: Problem, policy: Policy, pieces: Pieces, index: int) -> tup
     found = [f"{name}_{pieces.bound_names[bound]}" for name, bound in names if not name.startswith("last_")]
     grown = [replace(policy, batch_size=policy.batch_size + 1)]
     if policy.main_device is Processor.GPU and policy.streamed_experts(problem.model):
-        grown.append(replace(policy, resident_experts=policy.resident_experts + 1))
+        on_disk = max(0, policy.disk_experts - 1)
+        grown.append(replace(policy, resident_experts=policy.resident_experts + 1, disk_experts=on_disk))
     if policy.disk_experts:
         grown.append(replace(policy, disk_experts=policy.disk_experts - 1))
     shortages = (problem.short_of(one) for one in grown)

@@ -188,7 +188,8 @@ def _growths(problem: Problem, policy: Policy) -> Iterator[Growth]:
     if policy.main_device is Processor.GPU and policy.resident_experts < problem.model.num_experts:
         resident = policy.resident_experts + 1
         on_cpu = min(policy.cpu_experts, problem.model.num_experts - resident)
-        grown = replace(policy, resident_experts=resident, cpu_experts=on_cpu)
+        on_disk = max(0, policy.disk_experts - 1)
+        grown = replace(policy, resident_experts=resident, cpu_experts=on_cpu, disk_experts=on_disk)
         yield Growth(step="one more expert of each layer on the GPU", short=problem.short_of(grown))
     if policy.disk_experts:
         grown = replace(policy, disk_experts=policy.disk_experts - 1)

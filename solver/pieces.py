@@ -17,7 +17,7 @@ from hrm.arrays import Reals
 from hrm.estimate import Fidelity
 from hrm.lanes import LaneWork
 from hrm.passes import JobPass, job_passes
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy, PolicyGrid, Processor
 from hrm.records import record
 from hrm.schedule.task import Phase
 from solver.problem import Objective, Problem
@@ -57,8 +57,8 @@ class Pieces:
         """Return a candidate with so many experts resident."""
         policy = self.room.grid.take(index)
         if policy.disk_experts:
-            return replace(policy, disk_experts=policy.disk_experts - resident)
-        return replace(policy, resident_experts=resident)
+            policy = replace(policy, disk_experts=policy.disk_experts - resident)
+        return policy if policy.main_device is Processor.CPU else replace(policy, resident_experts=resident)
 
 
 def pieces_of(problem: Problem, room: Room, fidelity: Fidelity = Fidelity.CEILING) -> Pieces:

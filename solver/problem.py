@@ -95,7 +95,10 @@ class Problem:
 
     @property
     def reads_disk(self) -> bool:
-        """Whether experts may lie on disk: where everything runs on the CPU of a machine that has one."""
+        """Whether experts may lie on disk: on a machine that has one.
+
+        Where a GPU computes, only if host memory has no room for all of them (`solver.room.exceeds_host`).
+        """
         return "disk" in self.hardware.levels
 
     @property

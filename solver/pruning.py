@@ -48,7 +48,7 @@ def _experts_s(problem: Problem, grid: PolicyGrid, rates: Rates) -> Reals:
 def _crossing_s(problem: Problem, grid: PolicyGrid, rates: Rates) -> Reals:
     """Return what streamed experts, and a KV cache that is fetched, take across the link in a full wave."""
     model, job = problem.model, problem.workload
-    pages = job.gen_len * model.num_moe_layers * grid.num_pages
+    pages = job.gen_len * model.num_moe_layers * grid.num_pages(model)
     total = pages * page_copy_cost(grid, model, rates).seconds
     if grid.template.schedule is not ScheduleName.KV_TRANSFER:
         return total

@@ -1,7 +1,8 @@
 """How many experts memory has room for: what each device holds is affine in the resident experts per layer.
 
-Resident is what lies in the memory of the main device: on the GPU where there is one, the others being in host memory;
-else in host memory, the others being on disk. It is the one number that a candidate leaves open.
+Resident is what lies in the memory of the main device: on the GPU where there is one, the others being in host memory
+and, where that has no room for all, on disk; else in host memory, the others being on disk. It is the one number that a
+candidate leaves open: what a candidate with a disk has in host memory beside a GPU is as much as fits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.arrays import Reals
-from hrm.memory import DeviceLedger, demand, usable_bytes
+from hrm.memory import DeviceLedger, demand, streamed_layer_bytes, usable_bytes
 from hrm.policy import Policy, PolicyGrid, Processor
 from hrm.records import record
 from solver.problem import Problem
@@ -22,10 +23,12 @@ __all__ = [
     "Affine",
     "MemoryRow",
     "Room",
+    "exceeds_host",
     "fits",
     "fits_at_all",
     "memory_rows",
     "most_resident",
+    "on_disk_beside_host",
     "ranges",
     "resident_of",
     "resident_range",
@@ -103,9 +106,10 @@ class Room:
 
 def with_resident(grid: PolicyGrid, resident: Column) -> PolicyGrid:
     """Return a grid's candidates, which leave the number open (all on disk, or none on the GPU), with so many."""
-    if grid.reads_disk:
-        return replace(grid, disk_experts=grid.disk_experts - resident)
-    return replace(grid, resident_experts=resident)
+    on_disk = grid.disk_experts - resident if grid.reads_disk else grid.disk_experts
+    if grid.template.main_device is Processor.CPU:
+        return replace(grid, disk_experts=on_disk)
+    return replace(grid, resident_experts=resident, disk_experts=on_disk)
 
 
 def resident_of(problem: Problem, policy: Policy) -> int:
@@ -175,9 +179,33 @@ def resident_range(rows: tuple[MemoryRow, ...], least: Column, most: Column) -> 
 
 def most_resident(problem: Problem, grid: PolicyGrid) -> Column:
     """Return the experts per layer that a grid's candidates could keep resident, whatever the memory."""
-    if grid.template.main_device is Processor.CPU:
+    if grid.template.main_device is Processor.CPU or grid.reads_disk:
         return grid.disk_experts + np.zeros_like(grid.batch_size)
     return problem.model.num_experts - grid.cpu_experts + np.zeros_like(grid.batch_size)
+
+
+def exceeds_host(problem: Problem, placement: Policy) -> bool:
+    """Say whether host memory cannot hold one sequence of a placement with no expert elsewhere."""
+    one = replace(placement, batch_size=1, micro_batch_size=1, resident_experts=0, disk_experts=0)
+    return bool(np.any(_room_on_host(problem, PolicyGrid.of(one)) < 0.0))
+
+
+def on_disk_beside_host(problem: Problem, grid: PolicyGrid) -> Column:
+    """Return how many of each layer's experts, in candidates with none on the GPU, host memory has no room for.
+
+    One at least, and those that the CPU computes are not among them.
+    """
+    streamed = problem.model.num_experts - grid.cpu_experts
+    expert = problem.model.num_moe_layers * streamed_layer_bytes(grid, problem.model) / streamed
+    # From one on, for those in memory may have to pass staging pages.
+    room = _room_on_host(problem, replace(grid, disk_experts=np.maximum(streamed - 1.0, 1.0)))
+    kept = np.floor(1.0 + room / np.maximum(expert, 1.0))
+    return np.clip(streamed - kept, 1.0, streamed)
+
+
+def _room_on_host(problem: Problem, grid: PolicyGrid) -> Column:
+    classes = demand(grid, problem.model, problem.workload)
+    return _limit_bytes(problem, "cpu") - _total(classes["cpu"], grid)
 
 
 def fits(problem: Problem, grid: PolicyGrid) -> NDArray[np.bool_]:

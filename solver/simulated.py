@@ -43,7 +43,7 @@ def simulated_best(problem: Problem, explored: Explored, fidelity: Fidelity) -> 
     cost = [_simulated_s(problem, one) for _, one in made]
     tied = [one for one, own in zip(made, cost, strict=True) if own <= min(cost) * (1.0 + TIED_WITHIN)]
     (best, prediction), *others = sorted(tied, key=lambda one: _complexity(one[0].policy))
-    if best.policy.disk_experts:
+    if best.policy.computes_from_disk:
         best, prediction = _finished(problem, best, prediction, fidelity)
     return SimulatedBest(candidate=best, prediction=prediction, ties=tuple(other.policy for other, _ in others))
 

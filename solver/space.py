@@ -17,7 +17,7 @@ from hrm.dtypes import DType
 from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
 from hrm.records import record
 from solver.problem import Problem
-from solver.room import fits_at_all
+from solver.room import exceeds_host, fits_at_all, on_disk_beside_host
 
 __all__ = ["SearchSpace", "build_space", "one_at_a_time", "placements", "refined", "single"]
 
@@ -64,8 +64,7 @@ def refined(problem: Problem, policy: Policy, radius: float) -> PolicyGrid:
     near = np.arange(-REFINED_PARTS, REFINED_PARTS + 1.0)
     equal, odd = _equal_parts(batches, policy.num_micro_batches + near), _pairs(batches, policy.micro_batch_size + near)
     split = _nearby_splits(problem, policy, radius) if policy.cpu_experts else np.zeros(1)
-    template = replace(policy, disk_experts=_most_on_disk(problem, policy.main_device))
-    return _grid(template, np.concatenate([equal, odd], axis=1), split, _nearby_shares(policy, radius))
+    return _grid(problem, policy, np.concatenate([equal, odd], axis=1), split, _nearby_shares(policy, radius))
 
 
 def _nearby_shares(policy: Policy, radius: float) -> Column:
@@ -81,21 +80,24 @@ def _nearby_splits(problem: Problem, policy: Policy, radius: float) -> Column:
     experts = problem.model.num_experts
     reach = experts / SPLIT_STEPS / 2.0 * min(1.0, (radius - 1.0) / (WIDEST_REFINEMENT - 1.0))
     split = np.union1d(np.arange(-1.0, 2.0), np.round(np.array([-1.0, -0.5, 0.5, 1.0]) * reach)) + policy.cpu_experts
-    return split[(split > 0) & (split <= experts)]
+    return split[(split > 0) & (split <= _most_on_cpu(problem, policy))]
 
 
 def single(problem: Problem, policy: Policy) -> PolicyGrid:
     """Return the grid of one candidate, a policy whose resident experts are left open."""
-    policy = replace(policy, disk_experts=_most_on_disk(problem, policy.main_device))
     sizes = np.array([[policy.batch_size], [policy.micro_batch_size]], dtype=np.float64)
-    return _grid(policy, sizes, np.array([float(policy.cpu_experts)]), np.array([policy.kv_on_gpu]))
+    grid = _grid(problem, policy, sizes, np.array([float(policy.cpu_experts)]), np.array([policy.kv_on_gpu]))
+    if policy.main_device is Processor.GPU and policy.disk_experts:
+        return replace(grid, disk_experts=np.array([float(policy.disk_experts + policy.resident_experts)]))
+    return grid
 
 
 def placements(problem: Problem) -> Iterator[Policy]:
     """Yield a template for each way in which formats may be chosen and the schedules place attention and experts.
 
     Where the CPU computes experts beside the GPU, it has one in the template; either they are divided or the cache is.
-    Where experts may lie on disk, all do.
+    Where experts may lie on disk the template has some there: with a GPU beside one that has none, and only if host
+    memory does not hold them.
     """
     for weights, experts in _weight_formats(problem):
         for kv in dict.fromkeys((problem.kv_dtype, *problem.more_kv_dtypes)):
@@ -103,14 +105,13 @@ def placements(problem: Problem) -> Iterator[Policy]:
                 split = problem.split_experts and ffn is Processor.GPU and schedule is not ScheduleName.KV_TRANSFER
                 for cpu_experts in (0, 1) if split else (0,):
                     in_gpu_memory = attention is Processor.GPU and schedule is not ScheduleName.KV_TRANSFER
-                    yield Policy(
+                    placement = Policy(
                         batch_size=1,
                         micro_batch_size=1,
                         attention_device=attention,
                         ffn_device=ffn,
                         resident_experts=0,
                         cpu_experts=cpu_experts,
-                        disk_experts=_most_on_disk(problem, ffn),
                         kv_on_gpu=1.0 if in_gpu_memory else 0.0,
                         schedule=schedule,
                         weight_dtype=weights,
@@ -118,10 +119,23 @@ def placements(problem: Problem) -> Iterator[Policy]:
                         kv_dtype=kv,
                         staging=problem.staging,
                     )
+                    yield from _with_and_without_disk(problem, placement)
 
 
-def _most_on_disk(problem: Problem, main_device: Processor) -> int:
-    return problem.model.num_experts if problem.reads_disk and main_device is Processor.CPU else 0
+def _with_and_without_disk(problem: Problem, placement: Policy) -> Iterator[Policy]:
+    experts = problem.model.num_experts - placement.cpu_experts
+    if placement.main_device is Processor.CPU:
+        yield replace(placement, disk_experts=experts if problem.reads_disk else 0)
+        return
+    yield placement
+    may_read = problem.reads_disk and experts > 0 and problem.model.num_moe_layers > 0
+    if may_read and exceeds_host(problem, placement):
+        yield replace(placement, disk_experts=experts)
+
+
+def _most_on_cpu(problem: Problem, policy: Policy) -> int:
+    """Return how many experts the CPU may compute beside the GPU: with a disk, one crosses the link at least."""
+    return problem.model.num_experts - (policy.disk_experts > 0)
 
 
 def _weight_formats(problem: Problem) -> Iterator[tuple[DType, DType | None]]:
@@ -153,7 +167,7 @@ _DEVICES = {
 def one_at_a_time(problem: Problem, placement: Policy, batches: Column) -> PolicyGrid:
     """Return for each N the candidates with mu = 1, which hold the least, splits and shares in steps."""
     sizes = np.stack([batches, np.ones_like(batches)])
-    return _grid(placement, sizes, _coarse_splits(problem, placement), _coarse_shares(problem, placement))
+    return _grid(problem, placement, sizes, _coarse_splits(problem, placement), _coarse_shares(problem, placement))
 
 
 def _coarse(problem: Problem, placement: Policy) -> PolicyGrid:
@@ -161,7 +175,7 @@ def _coarse(problem: Problem, placement: Policy) -> PolicyGrid:
     split, shares = _coarse_splits(problem, placement), _coarse_shares(problem, placement)
     step = BATCH_STEP if len(split) * len(shares) == 1 else WIDE_BATCH_STEP
     batches = _ladder(_largest_batch(problem, placement), step)
-    return _grid(placement, _equal_parts(_even(problem, batches), batches), split, shares)
+    return _grid(problem, placement, _equal_parts(_even(problem, batches), batches), split, shares)
 
 
 def _coarse_shares(problem: Problem, placement: Policy) -> Column:
@@ -173,26 +187,32 @@ def _coarse_splits(problem: Problem, placement: Policy) -> Column:
     """Return how many experts the CPU may compute beside the GPU: none, or steps from one to all of a layer's."""
     if not placement.cpu_experts:
         return np.zeros(1)
-    return np.unique(np.ceil(np.linspace(1.0, problem.model.num_experts, SPLIT_STEPS)))
+    return np.unique(np.ceil(np.linspace(1.0, _most_on_cpu(problem, placement), SPLIT_STEPS)))
 
 
-def _grid(template: Policy, sizes: Column, split: Column, shares: Column) -> PolicyGrid:
-    """Combine pairs of N and mu (2 x any number) with experts on the CPU and KV shares."""
+def _grid(problem: Problem, template: Policy, sizes: Column, split: Column, shares: Column) -> PolicyGrid:
+    """Combine pairs of N and mu (2 x any number) with experts on the CPU and KV shares.
+
+    None is resident: without a GPU all experts may lie on disk, beside one those that host memory has no room for.
+    """
     pairs = np.unique(sizes[0] + 1j * sizes[1])
     place = np.repeat(np.arange(len(pairs)), len(split) * len(shares))
     on_cpu = np.tile(np.repeat(split, len(shares)), len(pairs))
     share = np.tile(shares, len(pairs) * len(split))
     batch, micro = pairs.real[place], pairs.imag[place]
-    return PolicyGrid(
+    grid = PolicyGrid(
         template=template,
         batch_size=batch,
         micro_batch_size=micro,
         resident_experts=np.zeros_like(batch),
         cpu_experts=on_cpu,
         kv_on_gpu=share,
-        disk_experts=np.full_like(batch, template.disk_experts),
+        disk_experts=np.zeros_like(batch),
         fuller_layers=np.zeros_like(batch),
     )
+    if template.main_device is Processor.CPU:
+        return replace(grid, disk_experts=np.full_like(batch, problem.model.num_experts * problem.reads_disk))
+    return replace(grid, disk_experts=on_disk_beside_host(problem, grid)) if template.disk_experts else grid
 
 
 def _equal_parts(batches: Column, counts: Column) -> Column:

@@ -275,12 +275,15 @@ def any_policies(draw, num_experts=4, max_batch=9):
         changes["kv_on_gpu"] = draw(st.sampled_from([0.0, 0.25, 1.0]))
     if attention is Processor.GPU and draw(st.booleans()):
         return policy(attention, Processor.CPU, **changes)
-    return policy(attention, cpu_experts=draw(st.just(0) | st.integers(0, num_experts - resident)), **changes)
+    changes["cpu_experts"] = on_cpu = draw(st.just(0) | st.integers(0, num_experts - resident))
+    changes["disk_experts"] = draw(st.just(0) | st.integers(0, num_experts - resident - on_cpu))
+    changes["disk_buffers"] = draw(st.none() | st.integers(2, 9))
+    return policy(attention, **changes)
 
 
 def with_fuller_layers(chosen, spec, count):
     """The policy with so many fuller layers, or as many as it may have."""
-    most = spec.num_moe_layers - 1 if chosen.disk_experts > 1 else 0
+    most = spec.num_moe_layers - 1 if chosen.computes_from_disk and chosen.disk_experts > 1 else 0
     return replace(chosen, fuller_layers=max(0, min(count, most)))
 
 

@@ -62,9 +62,12 @@ def everything(asked, space):
     for grid in space.grids:
         for place in range(grid.batch_size.size):
             candidate = grid.take(place)
-            if candidate.disk_experts:
+            if candidate.disk_experts and candidate.schedule is ScheduleName.HOST:
                 on_disk = range(asked.model.num_experts + 1)
                 wholes = [replace(candidate, disk_experts=count) for count in on_disk]
+            elif most := candidate.disk_experts:
+                counts = range(most + 1)
+                wholes = [replace(candidate, resident_experts=kept, disk_experts=most - kept) for kept in counts]
             else:
                 most = asked.model.num_experts - candidate.cpu_experts
                 on_gpu = range(1 if candidate.schedule is ScheduleName.HOST else most + 1)

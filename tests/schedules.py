@@ -85,7 +85,9 @@ def policies(draw, schedules=tuple(ScheduleName), max_micro_batches=6):
     if changes.get("attention_device", tiny_policy(schedule).attention_device) is Processor.GPU and draw(st.booleans()):
         changes["ffn_device"] = Processor.CPU
     else:
-        changes["cpu_experts"] = draw(st.just(0) | st.integers(0, NUM_EXPERTS - resident))
+        changes["cpu_experts"] = on_cpu = draw(st.just(0) | st.integers(0, NUM_EXPERTS - resident))
+        changes["disk_experts"] = draw(st.just(0) | st.integers(0, NUM_EXPERTS - resident - on_cpu))
+        changes["disk_buffers"] = draw(st.none() | st.integers(2, 9))
     return tiny_policy(
         schedule,
         batch_size=micro_batches * micro_batch,

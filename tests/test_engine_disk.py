@@ -18,7 +18,9 @@ from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES
-from tests.engines import plan_for, policy_of, prompts_for, reference_tokens, run, tiny_model, tokens_of
+from hrm.policy import Processor, ScheduleName, Staging
+from tests.engines import gpu_policy, plan_for, policy_of, prompts_for, reference_tokens, run, tiny_model, tokens_of
+from tests.machines import ATTENTION_OF
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,58 @@ def test_in_16_bits_answers_are_those_of_the_plan_without_a_disk(mixtral):
     expected = tokens_of(run(folder, in_memory, prompts))
 
     assert tokens_of(run(folder, replace(in_memory, disk_experts=3), prompts)) == expected
+
+
+STREAMED = [
+    (schedule, attention, disk_experts)
+    for schedule, devices in ATTENTION_OF.items()
+    for attention in devices
+    for disk_experts in (1, 3, 4)
+]
+
+
+@pytest.mark.parametrize(("schedule", "attention", "disk_experts"), STREAMED)
+def test_answers_of_a_gpu_are_those_of_the_model_too(mixtral, schedule, attention, disk_experts):
+    """Under every schedule: with one of the streamed experts on disk, most of them, and all."""
+    folder, prompts, expected = mixtral
+    policy = gpu_policy(
+        schedule=schedule,
+        attention_device=attention,
+        disk_experts=disk_experts,
+        kv_on_gpu=0.4 if schedule is ScheduleName.KV_TRANSFER else float(attention is Processor.GPU),
+    )
+
+    assert tokens_of(run(folder, policy, prompts)) == expected
+
+
+@pytest.mark.parametrize("staging", Staging)
+@pytest.mark.parametrize("buffers", [2, 3, 9])
+@pytest.mark.parametrize(("resident", "cpu_experts", "disk_experts"), [(0, 1, 2), (1, 0, 1), (2, 1, 1), (0, 0, 2)])
+def test_experts_may_lie_in_three_memories_and_on_disk(mixtral, resident, cpu_experts, disk_experts, buffers, staging):
+    """In waves of five sequences, the last of which leaves micro-batches empty."""
+    folder, prompts, expected = mixtral
+    policy = gpu_policy(
+        batch_size=5,
+        micro_batch_size=2,
+        resident_experts=resident,
+        cpu_experts=cpu_experts,
+        disk_experts=disk_experts,
+        disk_buffers=buffers,
+        staging=staging,
+    )
+
+    assert tokens_of(run(folder, policy, prompts)) == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe-mixed", "deepseek_v3", "gpt_oss"])
+def test_other_families_read_from_disk_for_a_gpu_too(tmp_path, kind):
+    """With dense layers before and between those of experts, over which the pages spread."""
+    model = tiny_model(kind, seed=3)
+    model.save_pretrained(tmp_path)
+    prompts = prompts_for(model)
+    policy = gpu_policy(micro_batch_size=3, resident_experts=1, disk_experts=2, disk_buffers=3)
+
+    assert tokens_of(run(tmp_path, policy, prompts)) == reference_tokens(model, prompts)
 
 
 def test_the_file_is_made_once_and_again_for_another_checkpoint(mixtral, tmp_path):

@@ -46,13 +46,14 @@ def checkpoint(request, tmp_path_factory):
 
 @st.composite
 def gpu_policies(draw, num_experts):
-    """Policies that use the GPU, of every schedule, their experts kept, streamed and computed on the CPU at random."""
+    """Policies that use the GPU, of every schedule, experts kept, streamed (from disk too) and on the CPU at random."""
     schedule = draw(st.sampled_from(list(ATTENTION_OF)))
     attention = draw(st.sampled_from(ATTENTION_OF[schedule]))
     resident, batch = draw(st.integers(0, num_experts)), draw(st.integers(1, 8))
     changes: dict[str, Any] = {"ffn_device": CPU} if attention is GPU and draw(st.booleans()) else {}
     if not changes:
-        changes["cpu_experts"] = draw(st.just(0) | st.integers(0, num_experts - resident))
+        changes["cpu_experts"] = on_cpu = draw(st.just(0) | st.integers(0, num_experts - resident))
+        changes["disk_experts"] = draw(st.just(0) | st.integers(0, num_experts - resident - on_cpu))
     if schedule is ScheduleName.KV_TRANSFER:
         changes["kv_on_gpu"] = draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))
     return gpu_policy(
@@ -84,6 +85,8 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "streamed": {"resident_experts": 0},
     "half streamed": {"resident_experts": 2},
     "on the CPU": {"resident_experts": 0, "cpu_experts": 4},
+    "half streamed from disk": {"resident_experts": 0, "disk_experts": 2},
+    "split four ways": {"resident_experts": 1, "cpu_experts": 1, "disk_experts": 1},
     "split three ways": {"resident_experts": 1, "cpu_experts": 2},
 }
 MATRIX = [

@@ -12,7 +12,7 @@ from hrm.dtypes import DType
 from hrm.memory import demand, ledger, page_bytes, shortage, streamed_layer_bytes, usable_bytes
 from hrm.model import LatentAttention
 from hrm.plan import machine_of
-from hrm.policy import PolicyGrid, Processor, ScheduleName
+from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
 from tests.machines import (
     any_models,
     any_policies,
@@ -41,9 +41,9 @@ def totals(chosen, spec, job):
 @PROPERTY
 def test_grows_with_the_batch_and_with_the_micro_batch(chosen, job, more, wider):
     larger = replace(chosen, batch_size=chosen.batch_size + more + wider)
-    wide = replace(larger, micro_batch_size=chosen.micro_batch_size + wider, pages_per_layer=larger.num_pages)
-    larger = replace(larger, pages_per_layer=larger.num_pages)
-    same_pages = replace(chosen, pages_per_layer=larger.num_pages)
+    wide = replace(larger, micro_batch_size=chosen.micro_batch_size + wider, pages_per_layer=larger.num_pages(model()))
+    larger = replace(larger, pages_per_layer=larger.num_pages(model()))
+    same_pages = replace(chosen, pages_per_layer=larger.num_pages(model()))
 
     for less, greater in ((same_pages, larger), (larger, wide)):
         for before, after in zip(totals(less, model(), job), totals(greater, model(), job), strict=True):
@@ -77,7 +77,7 @@ def test_every_expert_lies_somewhere_exactly_once(chosen, spec, job):
     on_disk = everything * chosen.disk_experts / spec.num_experts
 
     assert held.gpu.expert_weights + held.cpu.expert_weights + on_disk == pytest.approx(everything, abs=2)
-    assert page_bytes(grid, spec) * chosen.num_pages == pytest.approx(streamed_layer_bytes(grid, spec))
+    assert page_bytes(grid, spec) * chosen.num_pages(spec) == pytest.approx(streamed_layer_bytes(grid, spec))
 
 
 @given(policies(), workloads())
@@ -111,6 +111,8 @@ def test_moving_the_cache_to_the_gpu_keeps_its_sum(spec, job, share):
 def test_keeping_an_expert_takes_its_bytes_from_the_host_and_never_more_link_bytes(chosen, spec, job):
     if chosen.main_device is Processor.CPU or chosen.resident_experts + chosen.cpu_experts == spec.num_experts:
         return
+    on_disk = min(chosen.disk_experts, max(0, chosen.streamed_experts(spec) - 1))
+    chosen = replace(chosen, disk_experts=on_disk)
     more = replace(chosen, resident_experts=chosen.resident_experts + 1)
     before, after = (ledger(one, spec, job) for one in (chosen, more))
     streamed = [streamed_layer_bytes(PolicyGrid.of(one), spec) for one in (chosen, more)]
@@ -132,6 +134,28 @@ def test_an_expert_on_disk_takes_its_bytes_from_host_memory_for_a_ring_that_stay
     assert [one.expert_weights for one in held] == [2 * kept * expert for kept in (8, 7, 0)]
     assert [one.page_buffers for one in held] == [0, 6 * expert, 6 * expert]
     assert held[0].activations < held[1].activations == held[2].activations
+
+
+def test_for_a_gpu_too_an_expert_on_disk_takes_its_bytes_from_host_memory_alone_for_a_ring():
+    spec = model(hidden_size=64, intermediate_size=256, num_experts=8)
+    kept, some, every = (ledger(policy(disk_experts=count), spec, workload()) for count in (0, 3, 8))
+    expert = spec.expert_parameters * 4
+
+    assert [one.cpu.expert_weights for one in (kept, some, every)] == [2 * count * expert for count in (8, 5, 0)]
+    assert [one.cpu.page_buffers for one in (kept, some, every)] == [0, 6 * expert, 6 * expert]
+    assert kept.gpu == some.gpu == every.gpu
+    assert replace(every.cpu, expert_weights=0, page_buffers=0) == replace(kept.cpu, expert_weights=0, page_buffers=0)
+
+
+def test_experts_on_disk_cross_from_the_ring_and_pass_no_staging_page():
+    spec = model(hidden_size=64, intermediate_size=256, num_experts=8)
+    some, every = (
+        ledger(policy(disk_experts=count, staging=Staging.PAGEABLE), spec, workload()).cpu.page_buffers
+        for count in (3, 8)
+    )
+    expert = spec.expert_parameters * 4
+
+    assert (some, every) == ((2 + 6) * expert, 6 * expert)
 
 
 def test_fuller_layers_hold_one_expert_more_each():

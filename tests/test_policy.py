@@ -47,7 +47,7 @@ def test_the_grid_of_one_policy_is_that_policy(chosen, spec):
 
     assert grid.take(0) == chosen
     assert grid.num_micro_batches == chosen.num_micro_batches
-    assert grid.num_pages == chosen.num_pages
+    assert grid.num_pages(model()) == chosen.num_pages(model())
     assert grid.experts_on_cpu(spec) == chosen.experts_on_cpu(spec)
     assert grid.streamed_experts(spec) == chosen.streamed_experts(spec)
 
@@ -60,7 +60,7 @@ def test_a_grid_counts_as_its_entries_do(grid, spec):
         one.check(spec)
         counted = {
             "num_micro_batches": (grid.num_micro_batches, one.num_micro_batches),
-            "num_pages": (grid.num_pages, one.num_pages),
+            "num_pages": (grid.num_pages(spec), one.num_pages(spec)),
             "experts_on_cpu": (grid.experts_on_cpu(spec), one.experts_on_cpu(spec)),
             "streamed_experts": (grid.streamed_experts(spec), one.streamed_experts(spec)),
         }
@@ -69,9 +69,9 @@ def test_a_grid_counts_as_its_entries_do(grid, spec):
 
 
 def test_one_page_for_each_micro_batch_unless_said_otherwise_and_one_where_nothing_is_paged():
-    assert policy().num_pages == policy().num_micro_batches == 3
-    assert policy(pages_per_layer=7).num_pages == 7
-    assert policy(schedule=ScheduleName.UNPAGED, pages_per_layer=7).num_pages == 1
+    assert policy().num_pages(model()) == policy().num_micro_batches == 3
+    assert policy(pages_per_layer=7).num_pages(model()) == 7
+    assert policy(schedule=ScheduleName.UNPAGED, pages_per_layer=7).num_pages(model()) == 1
 
 
 def test_everything_else_runs_on_the_gpu_if_anything_does():

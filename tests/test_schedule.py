@@ -47,6 +47,7 @@ def relative(task, layer):
 
 
 SPLIT = tiny_policy(resident_experts=1, cpu_experts=1, staging=Staging.PAGEABLE)
+DISK = tiny_policy(disk_experts=3, disk_buffers=2)
 KV = tiny_policy(ScheduleName.KV_TRANSFER, staging=Staging.PAGEABLE, batch_size=5)
 
 
@@ -91,6 +92,8 @@ LOST_NEEDS = [
     (tiny_policy(), K.PAGE_COPY, K.POST_ATTENTION, "may overwrite weights"),
     (SPLIT, K.PAGE_COPY, K.PAGE_PIN, "may read staging"),
     (SPLIT, K.PAGE_PIN, K.PAGE_COPY, "may overwrite staging"),
+    (DISK, K.PAGE_COPY, K.DISK_READ, "may read disk buffer"),
+    (DISK, K.DISK_READ, K.PAGE_COPY, "may overwrite disk buffer"),
     (KV, K.ATTENTION, K.KV_LOAD, "may read"),
     (KV, K.KV_LOAD, K.ATTENTION, "may overwrite"),
     (KV, K.PRE_ATTENTION, K.QKV_OFFLOAD, "may overwrite"),

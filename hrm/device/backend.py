@@ -85,6 +85,9 @@ class Backend(Protocol):
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:
         """Allocate host memory, page-locked if asked and if the backend can."""
 
+    def direct_empty(self, num_bytes: int) -> torch.Tensor:
+        """Allocate host memory that a disk writes straight into and the link reads at its full pace: flat, uint8."""
+
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy a tensor into another of equal size and dtype over the link at the link's pace.
 

@@ -179,6 +179,10 @@ class CudaBackend:
         flat = locked_bytes(num_bytes, _lock, _runtime().cudaHostUnregister)
         return flat.view(dtype).view(tuple(shape))
 
+    def direct_empty(self, num_bytes: int) -> torch.Tensor:
+        """Allocate page-locked memory, which begins at a page."""
+        return self.host_empty((num_bytes,), torch.uint8, pinned=True)
+
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy over the link in the calling lane's CUDA stream."""
         if current_lane() not in (Lane.H2D, Lane.D2H):

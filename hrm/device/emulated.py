@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from hrm.device.arena import Arena
+from hrm.device.direct_memory import direct_memory
 from hrm.device.parts import parts
 from hrm.device.streams import StreamSet, WorkerStream, WorkEvent, allowed_cores, current_event, current_lane
 from hrm.errors import DeviceError
@@ -114,6 +115,10 @@ class EmulatedBackend:
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:  # noqa: ARG002
         """Allocate host memory; the emulated link reads all of it at the same pace, pinned or not."""
         return torch.empty(tuple(shape), dtype=dtype)
+
+    def direct_empty(self, num_bytes: int) -> torch.Tensor:
+        """Allocate host memory that a disk writes straight into, in huge pages."""
+        return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Move every byte of `source` over the link at the pace of the calling lane's direction.

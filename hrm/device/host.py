@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hrm.device.direct_memory import direct_memory
 from hrm.device.streams import StreamSet, WorkerStream, physical_cores
 from hrm.errors import DeviceError
 from hrm.schedule.task import Lane
@@ -57,6 +58,10 @@ class HostBackend:
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:  # noqa: ARG002
         """Allocate host memory; without a device there is nothing to pin it for."""
         return torch.empty(tuple(shape), dtype=dtype)
+
+    def direct_empty(self, num_bytes: int) -> torch.Tensor:
+        """Allocate host memory that a disk writes straight into, in huge pages."""
+        return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Fail: there is no link."""

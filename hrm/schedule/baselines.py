@@ -1,6 +1,7 @@
 """What CGOPipe is measured against (paper §4.1, Fig. 6): each leaves out something that CGOPipe has.
 
-In all of them a layer's streamed weights cross in one piece (`Policy.num_pages` is 1), while the layer before computes.
+In all of them a layer's streamed weights cross in one piece, while the layer before computes: one page, or where some
+lie on disk all of a layer's pages one behind the other.
 """
 
 from __future__ import annotations

@@ -86,14 +86,19 @@ class _Run:
         """Return the micro-batch's normed hidden states and routing, kept until all experts have computed."""
         return Access("normed", micro_batch, (self.pass_index, self.task.layer))
 
-    def disk_buffer(self) -> Access:
-        ring, (_, layer, part) = self.ring, self.task.key
-        use = ring.use(self.pass_index, layer, part)
+    def disk_buffer(self, part: int) -> Access:
+        """Return the buffer of the layer's expert on disk, at the use that the task makes of it."""
+        ring = self.ring
+        use = ring.use(max(self.pass_index, 0) + self.task.for_next_pass, self.task.layer, part)
         return Access("disk buffer", use % ring.buffers, (use,))
+
+    def waits_for_disk(self, layer: int) -> bool:
+        """Whether the layer's experts are all computed with at once, as those on disk come."""
+        return self.policy.computes_from_disk and self.ring.parts(layer) > 0
 
     def completed_by(self, layer: int) -> TaskKind:
         """Return the kind of task that leaves a layer's output."""
-        if self.ring.parts(layer):
+        if self.waits_for_disk(layer):
             return TaskKind.DISK_EXPERTS
         return TaskKind.EXPERT_UPLOAD if self.is_split(layer) else TaskKind.POST_ATTENTION
 
@@ -123,17 +128,17 @@ class _Run:
         return pass_index * len(layers) + layers.index(self.task.layer)
 
     def weights(self, page: int) -> Access:
-        use, pages = self.use(), self.policy.num_pages
+        use, pages = self.use(), self.policy.num_pages(self.model)
         return Access("weights", use % IN_FLIGHT * pages + page, (use,))
 
     def staging(self) -> Access:
-        page = self.use() * self.policy.num_pages + self.task.part
+        page = self.use() * self.policy.pages_in_memory(self.model) + self.task.part
         return Access("staging", page % IN_FLIGHT, (page,))
 
     def ffn_weights(self) -> list[Access]:
         if not self.streams or not self.model.layer_kind(self.task.layer).moe:
             return []
-        return [self.weights(page) for page in range(self.policy.num_pages)]
+        return [self.weights(page) for page in range(self.policy.num_pages(self.model))]
 
 
 def accesses(policy: Policy, model: ModelSpec, phase: Phase, pass_index: int, task: Task) -> Accesses:
@@ -178,7 +183,7 @@ def _post_attention(run: _Run) -> Accesses:
     reads, writes = [run.flight("attended"), run.hidden_before()], [run.hidden(layer, TaskKind.POST_ATTENTION)]
     if run.is_split(layer):
         return Accesses(reads, [*writes, run.flight("routed")])
-    if run.ring.parts(layer):
+    if run.waits_for_disk(layer):
         return Accesses(reads, [*writes, run.normed(run.task.part), run.sums(run.task.part, 0)])
     token = [run.token(run.pass_index)] if layer == run.model.num_layers - 1 else []
     return Accesses([*reads, *run.ffn_weights()], [*writes, *token])
@@ -213,12 +218,15 @@ def _page_pin(run: _Run) -> Accesses:
 
 
 def _page_copy(run: _Run) -> Accesses:
+    on_disk = run.task.part - run.policy.pages_in_memory(run.model)
+    if on_disk >= 0:
+        return Accesses([run.disk_buffer(on_disk)], [run.weights(run.task.part)])
     staged = run.policy.staging is Staging.PAGEABLE
     return Accesses([run.staging()] if staged else [], [run.weights(run.task.part)])
 
 
 def _disk_read(run: _Run) -> Accesses:
-    return Accesses([], [run.disk_buffer()])
+    return Accesses([], [run.disk_buffer(run.task.part)])
 
 
 def _kept_experts(run: _Run) -> Accesses:
@@ -232,7 +240,7 @@ def _disk_experts(run: _Run) -> Accesses:
     (_, layer, part), batches = run.task.key, range(run.policy.num_micro_batches)
     on_disk = run.policy.disk_experts_of(run.model)[layer]
     added = run.model.num_experts - on_disk + part
-    reads = [run.disk_buffer(), *map(run.normed, batches), *(run.sums(batch, added) for batch in batches)]
+    reads = [run.disk_buffer(part), *map(run.normed, batches), *(run.sums(batch, added) for batch in batches)]
     writes = [run.sums(batch, added + 1) for batch in batches]
     if part == on_disk - 1:
         reads += [run.hidden(layer, TaskKind.POST_ATTENTION, batch) for batch in batches]

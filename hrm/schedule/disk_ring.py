@@ -1,6 +1,7 @@
 """The ring of buffers that experts are read into from disk, one after the other over a whole run.
 
-A *use* counts the experts read: passes first, then layers with routed experts, then the layer's experts on disk.
+A buffer is free again when the CPU has computed with the expert in it, or when that has crossed the link to a GPU. A
+*use* counts the experts read: passes first, then layers with routed experts, then the layer's experts on disk.
 """
 
 from __future__ import annotations

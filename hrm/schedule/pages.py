@@ -1,8 +1,12 @@
 """Paging: which pages of streamed expert weights cross the link when, and what they wait for.
 
 Pages belong to layers with routed experts. Those of such a layer cross from the one before it on: over that layer's
-micro-batches and those of the dense layers between, in equal shares. The first layer's cross at the end of the pass
-before. Layer by layer they alternate between two device slots, page by page between two pinned staging pages.
+micro-batches and those of the dense layers between, in equal shares, or where the schedule does not page all at the
+first of them. The first layer's cross at the end of the pass before. Layer by layer they alternate between two device
+slots, page by page between two pinned staging pages.
+
+Experts on disk are a layer's last pages. They go round the ring of `hrm.schedule.disk_ring` instead of the staging
+pages: each is read into a buffer once what was there has crossed, so that the disk runs ahead over layers and passes.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from hrm.model import ModelSpec
-from hrm.policy import Policy, Staging
+from hrm.policy import Policy, ScheduleName, Staging
+from hrm.schedule.disk_ring import DiskRing
 from hrm.schedule.task import IN_FLIGHT, Lane, Need, Task, TaskKey, TaskKind
 
 __all__ = ["Pages"]
@@ -37,22 +42,36 @@ class Pages:
         self._layers = [layer for layer in range(model.num_layers) if model.layer_kind(layer).moe]
         self._num_layers = model.num_layers
         self._num_micro_batches = policy.num_micro_batches
-        self._num_pages = policy.num_pages if policy.streamed_experts(model) and self._layers else 0
+        streams = policy.streamed_experts(model) > 0 and bool(self._layers)
+        self._num_pages = policy.num_pages(model) if streams else 0
+        self._in_memory = policy.pages_in_memory(model) if streams else 0
+        self._spreads = policy.schedule is ScheduleName.CGOPIPE
         self._staged = policy.staging is Staging.PAGEABLE
+        self._ring = DiskRing(policy, model)
         self._ffn = ffn
 
     def reach(self, layer: int) -> int:
         """Return how many layers ahead of the GPU a page that crosses during a layer may start, as `Walk.reach`.
 
-        A page waits for its slot, a pinned one only for that of the page before it in the same pinned memory. The slot
-        is free in the middle of what the GPU is given with its layer: look-ahead follows.
+        A page waits for its slot, a pinned one or one that is read only for that of the page before it in the same
+        host memory. The slot is free in the middle of what the GPU is given with its layer: look-ahead follows.
         """
         if not self._num_pages:
             return 1
-        crossing = self._crossing(layer)
-        staged_uses = -(-IN_FLIGHT // self._num_pages) if self._staged else 0
-        pass_index, ordinal = divmod(self._use(crossing) - IN_FLIGHT - staged_uses, len(self._layers))
+        pass_index, ordinal = divmod(self._use(self._crossing(layer)) - self._oldest_use, len(self._layers))
         return 1 + layer - self._layers[ordinal] - pass_index * self._num_layers
+
+    @property
+    def _oldest_use(self) -> int:
+        """How many uses back are the weights whose slot a layer's first page, wherever it is put first, waits for."""
+        staged = -(-IN_FLIGHT // self._in_memory) if self._staged and self._in_memory else 0
+        return IN_FLIGHT + max(staged, self._ring_uses)
+
+    @property
+    def _ring_uses(self) -> int:
+        """How many uses back is the oldest page whose buffer one of a layer is read into: all read as many experts."""
+        on_disk = self._num_pages - self._in_memory
+        return -(-self._ring.buffers // on_disk) if on_disk else 0
 
     def prologue(self) -> Iterator[Task]:
         """Bring up, before the first pass, what each pass brings up for the next."""
@@ -71,9 +90,12 @@ class Pages:
             return
         crossing = self._crossing(layer)
         place, places = crossing.done * self._num_micro_batches + micro_batch, crossing.span * self._num_micro_batches
-        first, last = (-(-self._num_pages * at // places) for at in (place, place + 1))
-        for page in range(first, last):
+        for page in range(*(self._pages_until(at, places) for at in (place, place + 1))):
             yield from self._page(crossing, page)
+
+    def _pages_until(self, place: int, places: int) -> int:
+        """Return how many of a layer's pages cross before a place of so many."""
+        return -(-self._num_pages * place // places) if self._spreads else self._num_pages * (place > 0)
 
     def here(self, layer: int) -> list[Need]:
         """Need the last page of a layer, with which all have come: one lane brings them in order."""
@@ -88,8 +110,8 @@ class Pages:
             return None
         crossing = self._crossing(layer)
         use = self._use(crossing)
-        uses = [use - back for back in range(IN_FLIGHT + 1)]
-        places = (divmod(one, len(self._layers)) for one in uses)
+        uses = [use - back for back in range(max(IN_FLIGHT, self._ring_uses) + 1)]
+        places = [divmod(one, len(self._layers)) for one in uses]
         return (
             crossing.for_next_pass,
             crossing.done,
@@ -97,6 +119,7 @@ class Pages:
             tuple(self._layers[ordinal] + pass_index * self._num_layers - layer for pass_index, ordinal in places),
             tuple(self._pass_of(one, page) for one in uses for page in range(min(self._num_pages, IN_FLIGHT))),
             tuple(self._pass_of(one, self._num_pages - 1 - page) for one in uses for page in range(IN_FLIGHT)),
+            tuple((pass_index, ordinal == 0) for pass_index, ordinal in places) if self._ring_uses else None,
         )
 
     def _ordinal(self, layer: int) -> int:
@@ -122,14 +145,20 @@ class Pages:
         if ordinal:
             return pass_index
         last = self._crossing(self._layers[-1])
-        layers_before = page * last.span // self._num_pages
+        layers_before = page * last.span // self._num_pages if self._spreads else 0
         return pass_index if layers_before >= self._num_layers - self._layers[-1] else pass_index - 1
 
     def _page(self, crossing: _Crossing, page: int) -> Iterator[Task]:
         use, layer = self._use(crossing), self._layers[crossing.ordinal]
         pin, copy = TaskKey(TaskKind.PAGE_PIN, layer, page), TaskKey(TaskKind.PAGE_COPY, layer, page)
         needs = [self._slot_free(use)] if page == 0 else []
-        if self._staged:
+        if page >= self._in_memory:
+            part = page - self._in_memory
+            read = TaskKey(TaskKind.DISK_READ, layer, part)
+            free = (self._ring_buffer_free(crossing, part),)
+            yield Task(key=read, lane=Lane.DISK, needs=free, for_next_pass=crossing.for_next_pass)
+            needs.append(Need(read))
+        elif self._staged:
             free = (self._staging_page_free(use, page),)
             yield Task(key=pin, lane=Lane.PIN, needs=free, for_next_pass=crossing.for_next_pass)
             needs.append(Need(pin))
@@ -142,8 +171,15 @@ class Pages:
 
     def _staging_page_free(self, use: int, page: int) -> Need:
         """Need the copy out of the pinned page that is pinned over: two pages back in the order of the run."""
-        back_use, back_page = divmod(use * self._num_pages + page - IN_FLIGHT, self._num_pages)
+        back_use, back_page = divmod(use * self._in_memory + page - IN_FLIGHT, self._in_memory)
         passes_ago = -self._pass_of(back_use, back_page)
         key = TaskKey(TaskKind.PAGE_COPY, self._layers[back_use % len(self._layers)], back_page)
         # With one page in all, the page two back crossed two passes ago; waiting for the one between is as good.
         return Need(key, min(passes_ago, 1))
+
+    def _ring_buffer_free(self, crossing: _Crossing, part: int) -> Need:
+        """Need the copy out of the buffer that an expert is read into: of the one before it there, over the run."""
+        before = self._ring.before(self._layers[crossing.ordinal], part)
+        use = self._ordinal(before.layer) + (crossing.for_next_pass - before.passes_ago) * len(self._layers)
+        page = self._in_memory + before.part
+        return Need(TaskKey(TaskKind.PAGE_COPY, before.layer, page), -self._pass_of(use, page))

@@ -49,7 +49,7 @@ class TaskKind(StrEnum):
     """D2: the attention output of a micro-batch comes up."""
     POST_ATTENTION = "post_attention"
     """O projection, residual, norm, router, shared experts; the routed experts unless the CPU computes some of them; in
-    the last layer the head and the next token, unless there is a HEAD. With experts on disk, none."""
+    the last layer the head and the next token, unless there is a HEAD. With experts on disk on the CPU alone, none."""
     KV_LOAD = "kv_load"
     """D4: the part of a micro-batch's KV cache that lies in host memory comes up for attention on the GPU."""
     EXPERT_OFFLOAD = "expert_offload"
@@ -63,15 +63,16 @@ class TaskKind(StrEnum):
     HEAD = "head"
     """Head and next token, where POST_ATTENTION comes too early: before the last layer's experts are complete."""
     PAGE_COPY = "page_copy"
-    """D3: a page of a layer's streamed expert weights crosses the link into the double buffer."""
+    """D3: a page of a layer's streamed expert weights crosses the link into the double buffer, the last from the ring
+    that experts are read into from disk."""
     PAGE_PIN = "page_pin"
     """A page goes from pageable to pinned memory."""
     DISK_READ = "disk_read"
     """An expert is read from disk into a buffer of the ring; `part` numbers the layer's experts on disk."""
     KEPT_EXPERTS = "kept_experts"
-    """With experts on disk: those in memory compute, for the tokens of all micro-batches."""
+    """With experts on disk, all on the CPU: those in memory compute, for the tokens of all micro-batches."""
     DISK_EXPERTS = "disk_experts"
-    """An expert that was read computes, for the tokens of all micro-batches; the last one of a layer completes it."""
+    """The CPU computes with an expert that was read, for tokens of all micro-batches; a layer's last completes it."""
 
 
 class TaskKey(NamedTuple):

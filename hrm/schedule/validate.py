@@ -106,7 +106,7 @@ def _merge(clock: dict[Lane, int], done: _Done) -> None:
 
 
 def _pages_that_do_not_cross_once(schedule: Schedule, policy: Policy, model: ModelSpec) -> Iterator[str]:
-    pages = policy.num_pages if policy.streamed_experts(model) else 0
+    pages = policy.num_pages(model) if policy.streamed_experts(model) else 0
     for kind, name, parts_of in (
         (TaskKind.PAGE_COPY, "page", dict.fromkeys(model.moe_layers, pages)),
         (TaskKind.DISK_READ, "expert on disk", policy.disk_experts_of(model)),
@@ -127,7 +127,7 @@ def _long_waits(schedule: Schedule, policy: Policy, model: ModelSpec) -> Iterato
     """
     if policy.schedule is not ScheduleName.CGOPIPE:
         return
-    share = -(-policy.num_pages // policy.num_micro_batches)
+    share = -(-policy.num_pages(model) // policy.num_micro_batches)
     positions = policy.num_micro_batches * model.num_layers
     behind, latest = 0, -1
     for pass_index in range(2):
