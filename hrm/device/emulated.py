@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from hrm.device.arena import Arena
+from hrm.device.huge_pages import huge_paged
 from hrm.device.parts import parts
 from hrm.device.streams import StreamSet, WorkerStream, WorkEvent, allowed_cores, current_event, current_lane
 from hrm.errors import DeviceError
@@ -113,7 +114,7 @@ class EmulatedBackend:
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:  # noqa: ARG002
         """Allocate host memory; the emulated link reads all of it at the same pace, pinned or not."""
-        return torch.empty(tuple(shape), dtype=dtype)
+        return huge_paged(shape, dtype)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Move every byte of `source` over the link at the pace of the calling lane's direction.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hrm.device.huge_pages import huge_paged
 from hrm.device.streams import StreamSet, WorkerStream, physical_cores
 from hrm.errors import DeviceError
 from hrm.schedule.task import Lane
@@ -52,11 +53,11 @@ class HostBackend:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Allocate host memory."""
-        return torch.empty(tuple(shape), dtype=dtype)
+        return huge_paged(shape, dtype)
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:  # noqa: ARG002
         """Allocate host memory; without a device there is nothing to pin it for."""
-        return torch.empty(tuple(shape), dtype=dtype)
+        return huge_paged(shape, dtype)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Fail: there is no link."""
