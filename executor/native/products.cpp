@@ -46,7 +46,7 @@ namespace {
 
 constexpr int kMaxRows = 128;         // rows of x that share one reading of the weights
 constexpr int kMaxDepthBytes = 2048;  // inputs of a block, in weights: a tile's rows of x and of weights stay in L1
-constexpr int kMaxOutputs = 48;       // outputs of a block; a multiple of every tile
+constexpr int kMaxOutputs = 96;       // outputs of a block; a multiple of every tile
 constexpr int kRowsWorthACopy = 48;   // from so many on, a block is copied so that its rows share no sets of a cache
 constexpr int kWidestUnit = 32;
 constexpr int kLineBytes = 64;
@@ -131,7 +131,9 @@ void share_out(int64_t num_items, double multiply_adds, int32_t num_threads, con
 
 // Outputs per piece: few enough that every thread gets several pieces.
 int piece_outputs(int64_t outputs, int64_t others, int32_t num_threads) {
-    return outputs * others >= int64_t{4} * kMaxOutputs * num_threads ? kMaxOutputs : kMaxOutputs / 2;
+    const int64_t of_a_thread = outputs * others / num_threads;
+    if (of_a_thread >= 8 * kMaxOutputs) return kMaxOutputs;
+    return of_a_thread >= 2 * kMaxOutputs ? kMaxOutputs / 2 : kMaxOutputs / 4;
 }
 
 const char* at(const void* from, int64_t bytes) { return static_cast<const char*>(from) + bytes; }
