@@ -24,6 +24,7 @@ setup(
                     "products_avx2",
                     "products_dot",
                     "products_kernel",
+                    "products_mixture",
                     "vectors",
                 )
             ],

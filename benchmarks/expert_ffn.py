@@ -26,6 +26,7 @@ from executor import native
 from executor.experts import weighted_sum
 from executor.linear import is_native
 from executor.workspace import host_workspace
+from hrm.device.huge_pages import huge_paged
 from hrm.workspace import experts_workspace_bytes
 
 HIDDEN, INTERMEDIATE = 1024, 3584
@@ -62,7 +63,7 @@ def main() -> None:
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
     size = 3 * HIDDEN * INTERMEDIATE
     copies = -(-COPIES_BYTES // (size * dtype.itemsize))
-    experts = [torch.randn(size).mul_(0.02).to(dtype) for _ in range(copies)]
+    experts = [huge_paged((size,), dtype).copy_(torch.randn(size).mul_(0.02)) for _ in range(copies)]
     print(
         f"{native.status_line()}; an expert of {HIDDEN} x {INTERMEDIATE} in {options.dtype}, {copies} of them in turn"
     )

@@ -18,6 +18,7 @@ from executor.rotary import rotate
 from executor.routing import route
 from executor.workspace import Workspace
 from hrm.ceilings import Kernel
+from hrm.device.huge_pages import huge_paged
 from hrm.dtypes import DType
 from hrm.microbench.kernels import KernelProbe
 from hrm.schedule.task import Lane
@@ -89,8 +90,11 @@ def _inference(call: Call) -> Call:
 
 
 def _filled(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Allocate finite values in pages of their own: untouched zeros would all be the same page."""
-    return torch.full((elements,), 1 / 64, dtype=dtype, device=device)
+    """Allocate finite values as backends do, in pages of their own: untouched zeros would all be the same page."""
+    empty = (
+        huge_paged((elements,), dtype) if device.type == "cpu" else torch.empty(elements, dtype=dtype, device=device)
+    )
+    return empty.fill_(1 / 64)
 
 
 _working_sets: WeakValueDictionary[tuple[int, torch.device, torch.dtype], torch.Tensor] = WeakValueDictionary()

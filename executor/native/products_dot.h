@@ -128,3 +128,11 @@ HRM_TARGET void multiply<Dot>(const Job& job, const void* const* packed, int num
         add_dot_block(block, x, num_rows, sums + first);
     }
 }
+
+// Rows that are bfloat16 are packed as they are.
+template <>
+HRM_TARGET void pack<Dot>(const void* x, int64_t first, bool is_bfloat16, int64_t inputs, void* to) {
+    if (is_bfloat16) return void(std::memcpy(to, static_cast<const uint16_t*>(x) + first, inputs * sizeof(uint16_t)));
+    auto* packed = static_cast<uint16_t*>(to);
+    for (int64_t i = 0; i < inputs; ++i) packed[i] = bfloat16_of(static_cast<const float*>(x)[first + i]);
+}

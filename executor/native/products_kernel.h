@@ -212,10 +212,6 @@ HRM_TARGET void multiply(const Job& job, const void* const* packed, int num_rows
                                              x[r][whole + Format::slot(static_cast<int>(at - whole))];
 }
 
-#ifdef HRM_BF16_DOT
-#include "products_dot.h"
-#endif
-
 // Packs a row of x for `multiply`: elements in the order of the widened weights.
 template <class Format>
 HRM_TARGET void pack(const void* x, int64_t first, bool is_bfloat16, int64_t inputs, void* to) {
@@ -224,6 +220,10 @@ HRM_TARGET void pack(const void* x, int64_t first, bool is_bfloat16, int64_t inp
         for (int i = 0; i < std::min<int64_t>(kUnit, inputs - unit); ++i)
             packed[unit + Format::slot(i)] = Format::operand(read(x, first + unit + i, is_bfloat16));
 }
+
+#ifdef HRM_BF16_DOT
+#include "products_dot.h"
+#endif
 
 // Writes silu(gate) * up into the packed rows of the next product: packed[row][first_output ...].
 template <class Format>
@@ -246,8 +246,9 @@ HRM_TARGET inline void add_share(const float* sums, float share, int outputs, fl
 
 HRM_TARGET inline void write_row(const float* sums, int outputs, bool to_bfloat16, void* out, int64_t at) {
     if (!to_bfloat16) return void(std::memcpy(static_cast<float*>(out) + at, sums, outputs * sizeof *sums));
-    uint16_t* to = static_cast<uint16_t*>(out) + at;
-    for (int n = 0; n < outputs; ++n) to[n] = bfloat16_of(sums[n]);
+    int n = 0;
+    for (; n + W <= outputs; n += W) store_row<true>(out, at + n, *reinterpret_cast<const LooseVec*>(sums + n));
+    for (; n < outputs; ++n) static_cast<uint16_t*>(out)[at + n] = bfloat16_of(sums[n]);
 }
 
 template <class Format>

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hrm.device.huge_pages import huge_paged
 from hrm.errors import OutOfMemoryError
 from hrm.units import format_bytes
 
@@ -54,7 +55,7 @@ class Arena:
         num_bytes = math.prod(shape) * dtype.itemsize
         self._reserve(num_bytes)
         try:
-            tensor = torch.empty(tuple(shape), dtype=dtype)
+            tensor = huge_paged(shape, dtype)
         except BaseException:
             self._freed_bytes.append(num_bytes)
             raise

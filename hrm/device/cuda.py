@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hrm.device.backend import Event
+from hrm.device.huge_pages import huge_paged
 from hrm.device.locked import locked_bytes
 from hrm.device.parts import parts
 from hrm.device.streams import StreamSet, WorkerStream, current_lane, physical_cores
@@ -174,7 +175,7 @@ class CudaBackend:
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:
         """Allocate host memory, page-locked if asked."""
         if not pinned:
-            return torch.empty(tuple(shape), dtype=dtype)
+            return huge_paged(shape, dtype)
         num_bytes = math.prod(shape) * dtype.itemsize
         flat = locked_bytes(num_bytes, _lock, _runtime().cudaHostUnregister)
         return flat.view(dtype).view(tuple(shape))

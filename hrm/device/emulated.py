@@ -14,6 +14,7 @@ import torch
 
 from hrm.device.arena import Arena
 from hrm.device.direct_memory import direct_memory
+from hrm.device.huge_pages import huge_paged
 from hrm.device.parts import parts
 from hrm.device.streams import StreamSet, WorkerStream, WorkEvent, allowed_cores, current_event, current_lane
 from hrm.errors import DeviceError
@@ -114,7 +115,7 @@ class EmulatedBackend:
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:  # noqa: ARG002
         """Allocate host memory; the emulated link reads all of it at the same pace, pinned or not."""
-        return torch.empty(tuple(shape), dtype=dtype)
+        return huge_paged(shape, dtype)
 
     def direct_empty(self, num_bytes: int) -> torch.Tensor:
         """Allocate host memory that a disk writes straight into, in huge pages."""

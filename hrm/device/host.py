@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hrm.device.direct_memory import direct_memory
+from hrm.device.huge_pages import huge_paged
 from hrm.device.streams import StreamSet, WorkerStream, physical_cores
 from hrm.errors import DeviceError
 from hrm.schedule.task import Lane
@@ -53,11 +54,11 @@ class HostBackend:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Allocate host memory."""
-        return torch.empty(tuple(shape), dtype=dtype)
+        return huge_paged(shape, dtype)
 
     def host_empty(self, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:  # noqa: ARG002
         """Allocate host memory; without a device there is nothing to pin it for."""
-        return torch.empty(tuple(shape), dtype=dtype)
+        return huge_paged(shape, dtype)
 
     def direct_empty(self, num_bytes: int) -> torch.Tensor:
         """Allocate host memory that a disk writes straight into, in huge pages."""

@@ -1,0 +1,141 @@
+// Part of products.cpp, within its namespace: a mixture's experts, tokens grouped by expert.
+
+// Rows of one expert that are worked on at once: tokens and shares [first, first + count), results in rows of `memory`.
+struct Segment {
+    int64_t expert;
+    int64_t first;
+    int count;
+};
+
+class Mixture {
+  public:
+    Mixture(const HrmExperts& job, const Kernels& kernels, int32_t num_threads)
+        : job_(job), kernels_(kernels), num_threads_(num_threads), element_bytes_(job.weights_are_bfloat16 ? 2 : 4),
+          x_bytes_(packed_bytes(job.hidden)), row_bytes_(packed_bytes(job.intermediate)),
+          rows_(at(job.memory, job.tokens * x_bytes_)) {
+        sort_by_expert();
+    }
+
+    void run() {
+        const std::vector<int64_t> wanted = wanted_tokens();
+        const int64_t count = static_cast<int64_t>(wanted.size());
+        share_out(count, static_cast<double>(count * job_.hidden), num_threads_, [&](int64_t i) {
+            const int64_t token = wanted[i];
+            kernels_.pack(job_.x, token * job_.hidden, job_.x_is_bfloat16, job_.hidden, at(job_.memory, token * x_bytes_));
+        });
+        // As many whole experts as the rows hold; one with more rows than that is taken in parts.
+        for (int64_t expert = 0, first = 0; expert < job_.num_experts;) {
+            segments_.clear();
+            first_row_ = starts_[expert] + first;
+            for (int64_t room = job_.rows_at_a_time; expert < job_.num_experts; ++expert, first = 0) {
+                const int64_t left = starts_[expert + 1] - starts_[expert] - first;
+                if (left > room && !segments_.empty()) break;
+                const int64_t taken = std::min(left, room);
+                for (int64_t row = 0; row < taken; row += kMaxRows)
+                    segments_.push_back({expert, starts_[expert] + first + row,
+                                         static_cast<int>(std::min<int64_t>(kMaxRows, taken - row))});
+                room -= taken;
+                first += taken;
+                if (taken < left) break;
+            }
+            if (!segments_.empty()) run_segments();
+        }
+    }
+
+  private:
+    void sort_by_expert() {
+        starts_.assign(job_.num_experts + 1, 0);
+        const int64_t chosen = job_.tokens * job_.per_token;
+        for (int64_t i = 0; i < chosen; ++i)
+            if (has(job_.chosen[i])) ++starts_[job_.chosen[i] - job_.first_expert + 1];
+        for (int64_t expert = 0; expert < job_.num_experts; ++expert) starts_[expert + 1] += starts_[expert];
+        tokens_.resize(starts_.back());
+        shares_.resize(starts_.back());
+        std::vector<int64_t> next(starts_);
+        for (int64_t i = 0; i < chosen; ++i) {
+            if (!has(job_.chosen[i])) continue;
+            const int64_t row = next[job_.chosen[i] - job_.first_expert]++;
+            tokens_[row] = i / job_.per_token;
+            shares_[row] = job_.shares[i];
+        }
+    }
+
+    // Tokens that go to an expert, each once: all of them where every expert of a layer is here, a few where one is.
+    std::vector<int64_t> wanted_tokens() const {
+        std::vector<char> goes(job_.tokens);
+        for (const int64_t token : tokens_) goes[token] = 1;
+        std::vector<int64_t> wanted;
+        wanted.reserve(std::min<size_t>(tokens_.size(), goes.size()));
+        for (int64_t token = 0; token < job_.tokens; ++token)
+            if (goes[token]) wanted.push_back(token);
+        return wanted;
+    }
+
+    bool has(int64_t expert) const { return expert >= job_.first_expert && expert < job_.first_expert + job_.num_experts; }
+
+    char* row(int64_t index) const { return at(rows_, (index - first_row_) * row_bytes_); }
+
+    void run_segments() {
+        double rows = 0;
+        for (const Segment& segment : segments_) rows += segment.count;
+        const double multiply_adds = rows * static_cast<double>(job_.hidden * job_.intermediate);
+        const int64_t num_segments = static_cast<int64_t>(segments_.size());
+        const int step = piece_outputs(job_.intermediate, num_segments, num_threads_);
+        const int64_t pieces = (job_.intermediate + step - 1) / step;
+        share_out(num_segments * pieces, 2 * multiply_adds, num_threads_,
+                  [&](int64_t item) { up(segments_[item / pieces], item % pieces * step, step); });
+        const int down_step = piece_outputs(job_.hidden, 1, num_threads_);
+        share_out((job_.hidden + down_step - 1) / down_step, multiply_adds, num_threads_,
+                  [&](int64_t item) { down(item * down_step, down_step); });
+    }
+
+    // silu(gate x) * up x for some outputs.
+    void up(const Segment& segment, int64_t first, int step) const {
+        const void* x[kMaxRows];
+        void* results[kMaxRows];
+        for (int r = 0; r < segment.count; ++r) {
+            x[r] = at(job_.memory, tokens_[segment.first + r] * x_bytes_);
+            results[r] = row(segment.first + r);
+        }
+        const int outputs = static_cast<int>(std::min<int64_t>(step, job_.intermediate - first));
+        const int64_t row_bytes = job_.hidden * element_bytes_;
+        const char* gate = at(job_.experts[segment.expert], first * row_bytes);
+        const char* up = gate + job_.intermediate * row_bytes;
+        Sums& mine = own_sums();
+        multiply(kernels_, {gate, job_.hidden, outputs, mine.copy, up}, x, segment.count, mine.first);
+        const char* next = gate + int64_t{step} * num_threads_ * row_bytes;
+        multiply(kernels_, {up, job_.hidden, outputs, mine.copy, next}, x, segment.count, mine.second);
+        kernels_.activate(mine.first, mine.second, first, outputs, results, segment.count);
+    }
+
+    // Some outputs of all experts' last product, times the tokens' shares, into the sum.
+    void down(int64_t first, int step) const {
+        const int outputs = static_cast<int>(std::min<int64_t>(step, job_.hidden - first));
+        Sums& mine = own_sums();
+        const auto weights_of = [&](const Segment& segment, int64_t output) {
+            return at(job_.experts[segment.expert], (2 * job_.hidden + output) * job_.intermediate * element_bytes_);
+        };
+        for (const Segment& segment : segments_) {
+            const void* x[kMaxRows];
+            for (int r = 0; r < segment.count; ++r) x[r] = row(segment.first + r);
+            const bool last = &segment == &segments_.back();
+            const char* next = last ? weights_of(segments_.front(), first + int64_t{step} * num_threads_)
+                                    : weights_of(*(&segment + 1), first);
+            const Job job{weights_of(segment, first), job_.intermediate, outputs, mine.copy, next};
+            multiply(kernels_, job, x, segment.count, mine.second);
+            for (int r = 0; r < segment.count; ++r)
+                kernels_.add_share(mine.second + r * kMaxOutputs, shares_[segment.first + r], outputs,
+                                   job_.out + tokens_[segment.first + r] * job_.hidden + first);
+        }
+    }
+
+    const HrmExperts& job_;
+    const Kernels& kernels_;
+    const int32_t num_threads_;
+    const int64_t element_bytes_, x_bytes_, row_bytes_;
+    char* const rows_;
+    int64_t first_row_ = 0;
+    std::vector<int64_t> starts_, tokens_;
+    std::vector<float> shares_;
+    std::vector<Segment> segments_;
+};
