@@ -2,8 +2,11 @@
 
 import dataclasses
 import gc
+import os
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,3 +266,26 @@ def test_cuda_backend_copies_computes_and_times_in_order():
     with pytest.raises(RuntimeError):
         backend.stream(Lane.CPU).submit(lambda: None, [bad]).wait()
     backend.close()
+
+
+def _spinning():
+    """Cores of the threads of this process that run when nobody else does."""
+    threads = [int(one.name) for one in Path("/proc/self/task").iterdir()]
+    return [os.sched_getaffinity(one) for one in threads if os.sched_getscheduler(one) == os.SCHED_IDLE]
+
+
+@two_cores
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the policy SCHED_IDLE")
+def test_cores_of_a_slowed_host_alone_are_kept_awake_until_it_is_closed():
+    before = len(_spinning())
+    EmulatedBackend(SPEC).close()
+    assert len(_spinning()) == before
+
+    backend = EmulatedBackend(dataclasses.replace(SPEC, host_slowdown=2.0))
+    assert _spinning()[before:] == [{allowed_cores()[core]} for core in SPEC.host_cores]
+
+    backend.close()
+    deadline_s = time.monotonic() + 30.0
+    while len(_spinning()) > before and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert len(_spinning()) == before

@@ -1,18 +1,21 @@
 """The emulated device: a second processor in the same box, with memory and a link of its own.
 
 A wind tunnel. Compute runs on real cores set apart for the device, every copied byte is really moved, lanes really
-overlap and contend; only the pace of the link and of the host is imposed, after the work was done.
+overlap and contend; only the pace of the link and of the host is imposed, after the work was done. The cores of a
+slowed host do not halt while it sleeps, for a slow host would not (`hrm.device.awake`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from hrm.device.arena import Arena
+from hrm.device.awake import Awake
 from hrm.device.direct_memory import direct_memory
 from hrm.device.huge_pages import huge_paged
 from hrm.device.parts import parts
@@ -84,6 +87,8 @@ class EmulatedBackend:
         self._arena = Arena(spec.memory_capacity_bytes, name="emulated device")
         self._links = {Lane.H2D: PacedLink(spec.h2d_bytes_per_s), Lane.D2H: PacedLink(spec.d2h_bytes_per_s)}
         self._streams = StreamSet(self._make_stream)
+        self._awake = Awake(self._host_cores if spec.host_slowdown > 1.0 else ())
+        weakref.finalize(self, self._awake.close)
 
     def _make_stream(self, lane: Lane) -> WorkerStream:
         if lane is Lane.GPU:
@@ -144,6 +149,7 @@ class EmulatedBackend:
     def close(self) -> None:
         """End the streams; further use is an error."""
         self._streams.close()
+        self._awake.close()
 
 
 def _real_cores(spec: EmulatedSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,11 +106,15 @@ class CpuWatch:
 
 
 def _waited_so_far_s() -> float:
-    """Return how long this process's threads have been ready to run without a core; 0 where the system does not say."""
+    """Return how long this process's threads have been ready to run without a core; 0 where the system does not say.
+
+    Those that run when nobody else does (`hrm.device.awake`) wait all the time.
+    """
     waited_ns = 0
     for task in _TASKS.glob("*/schedstat"):
         with suppress(OSError, IndexError, ValueError):  # a thread that has ended, a kernel without the figures
-            waited_ns += int(task.read_text().split()[1])
+            if os.sched_getscheduler(int(task.parent.name)) != os.SCHED_IDLE:
+                waited_ns += int(task.read_text().split()[1])
     return waited_ns / 1e9
 
 
