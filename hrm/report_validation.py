@@ -43,6 +43,7 @@ def document(judgement: Judgement, machines: Mapping[str, HardwareProfile]) -> d
         "targets": to_plain(list(targets(judgement))),
         "mape": judgement.errors[END_TO_END].mape,
         "regret": max((one.regret for one in judgement.decisions), default=None),
+        "held_out_regret": max((one.held_out_regret for one in judgement.decisions), default=None),
     } | found
 
 

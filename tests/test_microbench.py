@@ -20,7 +20,7 @@ from hrm.microbench import compute, measure, memory
 from hrm.microbench.bench import Bench
 from hrm.microbench.compute import best_shapes, product_samples
 from hrm.microbench.contention import shared_host_memory
-from hrm.microbench.kernels import KernelProbe, measure_table
+from hrm.microbench.kernels import KernelProbe, measure_table, waking_up
 from hrm.microbench.profile import Request, profile_machine
 from hrm.schedule.task import Lane
 from hrm.units import MIB
@@ -246,6 +246,22 @@ def test_table_of_a_slowed_host_has_its_times_without_its_sleep():
 
 @two_cores
 @pytest.mark.usefixtures("small")
+def test_waking_up_is_what_the_first_call_after_a_sleep_takes_longer():
+    last_s = [0.0]
+
+    def call():
+        if time.perf_counter() - last_s[0] > 0.006:
+            time.sleep(0.003)
+        last_s[0] = time.perf_counter()
+
+    probe = replace(_sleeping_probe(0.0), make=lambda *_: call)
+    backend = EmulatedBackend(replace(SPEC, host_slowdown=10.0))
+    found = waking_up(Bench(backend, quick=True), probe)
+    backend.close()
+
+    assert found.median == pytest.approx(0.03, rel=0.5)
+
+
 def test_what_lanes_draw_together_is_measured_without_a_slowed_hosts_sleep():
     def gigabytes_per_s(slowdown):
         backend = EmulatedBackend(replace(SPEC, host_slowdown=slowdown))

@@ -81,6 +81,20 @@ def test_what_the_profile_explains_is_taken_off():
     assert found == {"attention_on_cpu": {TaskKind.POST_ATTENTION: pytest.approx(0.5), TaskKind.PRE_ATTENTION: 0.0}}
 
 
+def test_waking_up_is_paid_by_the_tasks_of_the_host():
+    tasks = {TaskKind.ATTENTION: 0.0, TaskKind.POST_ATTENTION: 0.0}
+    run = TaskRun(
+        policy=policy(batch_size=2, micro_batch_size=2),
+        model=model(),
+        workload=replace(workload(), gen_len=2),
+        seconds={Phase.DECODE: tasks},
+    )
+
+    found = overheads(machine(), [run], waking_s=0.25)
+
+    assert found == {"attention_on_cpu": {TaskKind.ATTENTION: 0.25, TaskKind.POST_ATTENTION: 0.0}}
+
+
 @pytest.mark.parametrize(
     ("attention", "ffn", "schedule", "name"),
     [

@@ -1,11 +1,14 @@
 """The statistics that judge predictions, against scipy and by hand."""
 
+import random
+import statistics
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import beta, kendalltau
 
-from hrm.validation.statistics import Ranked, coverage, error_of, regret, spearman, told_apart
+from hrm.validation.statistics import Ranked, coverage, error_of, held_out_regret, regret, spearman, told_apart
 
 RATES = st.floats(1.0, 1e4, allow_nan=False)
 
@@ -45,6 +48,26 @@ def test_regret_is_nothing_for_the_right_choice_and_never_negative(pairs):
 
     assert 0.0 <= regret(found) < 1.0
     assert regret(plans([(measured, measured) for _, measured in pairs])) == 0.0
+
+
+def test_regret_among_plans_that_are_alike_is_luck_and_held_out_it_is_nothing():
+    draw = random.Random(0)
+
+    def alike():
+        runs = [tuple(draw.gauss(10.0, 1.0) for _ in range(3)) for _ in range(5)]
+        return [Ranked(predicted=9.0, measured=statistics.median(one), spread=2.0, runs=one) for one in runs]
+
+    jobs = [alike() for _ in range(2000)]
+
+    assert statistics.fmean(map(regret, jobs)) > 0.05
+    assert abs(statistics.fmean(map(held_out_regret, jobs))) < 0.015
+
+
+def test_held_out_regret_is_regret_where_runs_do_not_differ():
+    pair = [Ranked(predicted=10.0, measured=8.0, spread=0.0, runs=(8.0,) * 3)]
+    pair.append(Ranked(predicted=9.0, measured=10.0, spread=0.0, runs=(10.0,) * 3))
+
+    assert held_out_regret(pair) == pytest.approx(regret(pair)) == pytest.approx(0.2)
 
 
 def test_regret_by_hand():

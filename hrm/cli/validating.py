@@ -66,7 +66,11 @@ def validate(
     parts: list[Cases] = []
     with progress("validating") as say:
         for device in devices or DEVICES:
-            name, machines[name] = _machine(folder, device, kernels_s, say)
+            name = _name_of(device)
+            if report_only and not folder.cases(name).exists():
+                say(f"{name}: not reached yet, left out")
+                continue
+            machines[name] = _machine(folder, name, device, kernels_s, say)
             parts.append(_cases(folder, name, machines[name], sources, asked, say))
             if report_only:
                 continue
@@ -106,8 +110,15 @@ def _sources(checkpoints: Sequence[Path], prompts: Path | None) -> dict[str, Sou
     return sources
 
 
-def _machine(folder: Folder, device: str, kernels_s: float, say: Say) -> tuple[str, HardwareProfile]:
-    """Profile a device that has not been, and return its name and profile."""
+def _name_of(device: str) -> str:
+    from hrm.device.opening import parse_device
+
+    choice = parse_device(device)
+    return choice.emulated.name if choice.emulated else {"none": "cpu"}.get(choice.device, choice.device)
+
+
+def _machine(folder: Folder, name: str, device: str, kernels_s: float, say: Say) -> HardwareProfile:
+    """Profile a device that has not been, and return its profile."""
     from executor.kernels import kernel_probes
     from executor.small_runs import small_runs
     from hrm.device.backend import Backend
@@ -123,7 +134,6 @@ def _machine(folder: Folder, device: str, kernels_s: float, say: Say) -> tuple[s
         return small_runs(backend)
 
     choice = parse_device(device)
-    name = choice.emulated.name if choice.emulated else {"none": "cpu"}.get(choice.device, choice.device)
     if not folder.profile(name).exists():
         backend = open_backend(choice.device, choice.emulated, index=choice.index)
         request = Request(quick=True, kernels_s=kernels_s, command=f"hrm validate --device {device}", name=name)
@@ -135,7 +145,7 @@ def _machine(folder: Folder, device: str, kernels_s: float, say: Say) -> tuple[s
         finally:
             backend.close()
         write_yaml(folder.profile(name), profile)
-    return name, load_profile(folder.profile(name))
+    return load_profile(folder.profile(name))
 
 
 def _cases(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,7 +16,7 @@ from hrm.microbench.measure import MIN_ROUNDS, Timed, measure, on_lane, sleeples
 from hrm.records import record
 from hrm.schedule.task import Lane
 
-__all__ = ["KernelProbe", "MakeKernel", "measure_table", "table_jobs"]
+__all__ = ["KernelProbe", "MakeKernel", "measure_table", "table_jobs", "waking_up"]
 
 MakeKernel = Callable[[int, int, Lane, torch.device], Callable[[], object]]
 _Operands = Callable[[torch.device], Callable[[], object]]
@@ -28,10 +27,10 @@ _SECOND_COLUMN_S = 0.3
 """What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
 _REPEAT_S, _MOST_CALLS = 0.01, 64
 """What a repeat should last at least, and how many calls of a kernel it may take for that."""
-_LONGEST_SLEEP_S, _CALLS_AFTER_SLEEPS = 2e-2, 3
-"""Sleep before a call of a slowed host, and such calls in a repeat, at most. The longer a core was idle the more a call
-costs, up to some 20 ms: an expert of 11 MB and 24 rows took 0.68 ms at once, 0.72, 0.85, 0.9 to 1.3 and 0.9 to 1.3 ms
-after 2, 6, 12 and 25 ms (Zen 5, a virtual machine)."""
+_SLEEP_S, _WAKINGS = 1.2e-2, 15
+"""Sleep before two calls of a slowed host, and how often. The longer a core was idle the more the first call costs, up
+to some 20 ms, though it was kept from halting: an expert of 11 MB took 0.10 ms more after 12 ms and 0.12 after 20 (Zen
+5, a virtual machine)."""
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
 
 
@@ -98,6 +97,31 @@ def measure_table(
     )
 
 
+def waking_up(bench: Bench, probe: KernelProbe) -> Measurement:
+    """Measure how much longer the first call of a kernel takes on a slowed host after a sleep than the one after it.
+
+    It is paid by task, for the host sleeps after each: its seconds are multiplied as the work's are.
+    """
+    sizes, rows = probe.sizes, probe.rows[(len(probe.rows) - 1) // 2]
+    call = bench.made_for(Lane.CPU, _made(probe, Lane.CPU, sizes[len(sizes) // 2], rows))
+    longer_s: list[float] = []
+
+    def several() -> None:
+        for _ in range(_WAKINGS):
+            time.sleep(_SLEEP_S)
+            first_s, second_s = (_seconds_of(call) for _ in range(2))
+            longer_s.append(first_s - second_s)
+
+    on_lane(bench.backend, Lane.CPU, sleepless(several))()
+    return summary([max(0.0, bench.slowdown(Lane.CPU) * seconds) for seconds in longer_s])
+
+
+def _seconds_of(call: Callable[[], object]) -> float:
+    begun_s = time.perf_counter()
+    call()
+    return time.perf_counter() - begun_s
+
+
 @record
 class _Column:
     """What was measured at one row count, by size, and what making the operands cost."""
@@ -151,14 +175,11 @@ def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: flo
 def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
     """Make a repeat of a kernel: several calls in a row, as in a run, where one kernel follows another on a lane.
 
-    A call on its own would find its threads asleep and its temporaries gone from the cache. So it does on a slowed
-    host, which sleeps after each piece of work: there each call comes after such a sleep, a short one at least.
+    A call on its own would find its threads asleep and its temporaries gone from the cache. So does the first one of a
+    task on a slowed host, which sleeps after each: `waking_up` measures that.
     """
-    once_s, slowdown = bench.seconds(lane, sleepless(call)), bench.slowdown(lane)
+    once_s = bench.seconds(lane, sleepless(call))
     calls = min(_MOST_CALLS, math.ceil(_REPEAT_S / once_s))
-    if slowdown > 1.0:
-        sleep_s = min((slowdown - 1.0) * once_s, _LONGEST_SLEEP_S)
-        return _after_sleeps(bench, lane, call, sleep_s, min(calls, _CALLS_AFTER_SLEEPS))
 
     def several() -> None:
         for _ in range(calls):
@@ -166,26 +187,6 @@ def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
 
     repeat = on_lane(bench.backend, lane, sleepless(several))
     return lambda: repeat() / calls
-
-
-def _after_sleeps(bench: Bench, lane: Lane, call: Callable[[], object], sleep_s: float, calls: int) -> Timed:
-    """Make a repeat of calls with a sleep before each, which is not counted; its time is that of one of them."""
-    took_s = [0.0] * calls
-
-    def several() -> None:
-        for index in range(calls):
-            time.sleep(sleep_s)
-            begun_s = time.perf_counter()
-            call()
-            took_s[index] = time.perf_counter() - begun_s
-
-    repeat = on_lane(bench.backend, lane, sleepless(several))
-
-    def once() -> float:
-        repeat()
-        return statistics.median(took_s)
-
-    return once
 
 
 def _ends(values: tuple[int, ...]) -> tuple[int, ...]:

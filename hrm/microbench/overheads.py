@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from hrm.hardware import HardwareProfile
 from hrm.lanes import items_of, pass_costs
 from hrm.model import ModelSpec
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy, PolicyGrid, Processor
 from hrm.rates import Rates, placement_of
 from hrm.records import record
 from hrm.schedule.task import Phase, TaskKind
@@ -41,19 +41,30 @@ class TaskRun:
     seconds: dict[Phase, dict[TaskKind, NonNegative]]
 
 
-def overheads(profile: HardwareProfile, runs: Iterable[TaskRun]) -> dict[str, dict[TaskKind, float]]:
+def overheads(
+    profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: float = 0.0
+) -> dict[str, dict[TaskKind, float]]:
     """Return, by placement and kind, what tasks took beyond what the profile explains; never less than nothing.
 
     Decode tells, whose tasks are short; what goes by the sequence must be in the profile already. Where several runs
-    have tasks that do the same, the first one counts.
+    have tasks that do the same, the first one counts. The host's tasks in a small job are too short for the sleeps of a
+    slowed one to cost them `waking_s`, which comes on top.
     """
     found: dict[str, dict[TaskKind, float]] = {}
     for run in runs:
         if run.policy.disk_experts and "disk" not in profile.links:
             continue
         for kind, beyond_s in _beyond(profile, run, Phase.DECODE):
-            found.setdefault(placement_of(run.policy, kind), {}).setdefault(kind, max(0.0, beyond_s))
+            woken_s = waking_s if _is_host(run.policy, kind) else 0.0
+            found.setdefault(placement_of(run.policy, kind), {}).setdefault(kind, max(0.0, beyond_s) + woken_s)
     return found
+
+
+def _is_host(policy: Policy, kind: TaskKind) -> bool:
+    """Whether tasks of a kind run on the CPU lane in decode."""
+    if kind is TaskKind.ATTENTION:
+        return policy.attention_device is Processor.CPU
+    return policy.main_device is Processor.CPU or kind is TaskKind.CPU_EXPERTS
 
 
 def by_sequence(profile: HardwareProfile, runs: Iterable[TaskRun]) -> BySequence:

@@ -76,6 +76,7 @@ class _Found:
     host: HostSamples
     beside: _Beside
     tables: tuple[CeilingTable, ...]
+    waking_s: float
     ran: tuple[TaskRun, ...]
 
 
@@ -149,7 +150,7 @@ def profile_machine(
         provenance=notes.by_path,
     )
     profile = replace(profile, sequence_s=by_sequence(profile, found.ran))
-    return replace(profile, task_s=overheads(profile, found.ran))
+    return replace(profile, task_s=overheads(profile, found.ran, found.waking_s))
 
 
 def _journal(request: Request) -> Journal:
@@ -168,16 +169,18 @@ def _visited(
     disk = run.disk(request.disk, 1) if request.disk else None
     later = (SMALL_JOB, *(() if request.quick else _second_visits(request)))
     tables = run.tables(notes, probes, ["cpu", *beside.levels], later, request.kernels_s)
+    waking_s = run.waking_up(probes)
     ran = run.small_runs(small_runs) if small_runs is not None else ()
     if ran:
-        notes.other("task_s", "median task of a small job, less what kernels' tables and links explain of it")
+        slowed = "; of a slowed host also waking up after its sleep" if waking_s else ""
+        notes.other("task_s", f"median task of a small job, less what kernels' tables and links explain of it{slowed}")
         detail = "the same by sequence: how much longer a small job with more sequences took beyond that"
         notes.other("sequence_s", detail)
     if not request.quick:
         host = _both(host, run.host(2))
     if request.disk and disk:
         beside = _with_disk(beside, notes, disk if request.quick else _both_reads(disk, run.disk(request.disk, 2)))
-    return _Found(host=host, beside=beside, tables=tables, ran=ran)
+    return _Found(host=host, beside=beside, tables=tables, waking_s=waking_s, ran=ran)
 
 
 def _beside_the_host(run: Sections, notes: Notes) -> _Beside:

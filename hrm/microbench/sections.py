@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from hrm.ceilings import CeilingTable
+from hrm.ceilings import CeilingTable, Kernel
 from hrm.hardware import EmulatedSpec, Level, Link, Measurement, SharedRate
 from hrm.microbench.bench import Bench, Samples
 from hrm.microbench.compute import ProductSamples, best_shapes, launch_s, product_samples
 from hrm.microbench.contention import contention, shared_host_memory
 from hrm.microbench.disk import DiskSamples, disk_samples
 from hrm.microbench.journal import Journal
-from hrm.microbench.kernels import KernelProbe, measure_table, table_jobs
+from hrm.microbench.kernels import KernelProbe, measure_table, table_jobs, waking_up
 from hrm.microbench.levels import (
     HostSamples,
     device_level,
@@ -116,6 +116,13 @@ class Sections:
         notes.measured("shared.host_memory.bytes_per_s", rate.bytes_per_s.measured, f"drawn by {lanes} at once")
         notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
         return rate
+
+    def waking_up(self, probes: Sequence[KernelProbe]) -> float:
+        """Measure what a task of a slowed host takes longer for the sleep before it."""
+        probe = next((one for one in probes if one.kernel is Kernel.EXPERT_FFN and "cpu" in one.levels), None)
+        if self.spec is None or self.spec.host_slowdown <= 1.0 or probe is None:
+            return 0.0
+        return self.section("waking up", Measurement, lambda: waking_up(self.bench, probe)).median
 
     def small_runs(self, make: SmallRuns) -> tuple[TaskRun, ...]:
         """Run the small jobs."""

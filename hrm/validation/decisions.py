@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hrm.records import record
 from hrm.validation.cases import Origin
 from hrm.validation.judged_case import JudgedCase
-from hrm.validation.statistics import Ranked, regret, spearman, told_apart
+from hrm.validation.statistics import Ranked, held_out_regret, regret, spearman, told_apart
 
 __all__ = ["Decision", "Order", "decisions", "orders", "plans_of"]
 
@@ -27,7 +27,10 @@ class Order:
 
 @record
 class Decision:
-    """What choosing by prediction cost in a job: 1 - measured(chosen) / measured(best)."""
+    """What choosing by prediction cost in a job: 1 - measured(chosen) / measured(best).
+
+    `held_out_regret` is what that is without the luck of the best plan's runs.
+    """
 
     machine: str
     model: str
@@ -36,6 +39,7 @@ class Decision:
     chosen: str
     best: str
     regret: float
+    held_out_regret: float
 
 
 def plans_of(judged: Sequence[JudgedCase]) -> dict[tuple[str, str], list[Ranked]]:
@@ -84,6 +88,7 @@ def decisions(judged: Sequence[JudgedCase]) -> tuple[Decision, ...]:
                 chosen=chosen.case.name,
                 best=best.case.name,
                 regret=regret([one.throughput for one in plans]),
+                held_out_regret=held_out_regret([one.throughput for one in plans]),
             )
         )
     return tuple(found)

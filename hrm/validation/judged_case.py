@@ -113,6 +113,7 @@ def judged_case(case: Case, runs: Sequence[Run], machine: HardwareProfile, model
             predicted=prediction.throughput_tokens_per_s,
             measured=statistics.median(rates),
             spread=max(rates) - min(rates),
+            runs=tuple(rates),
         ),
         quantities=quantities,
         ceiling_error=prediction.by_fidelity[Fidelity.CEILING] / whole_s - 1.0,

@@ -8,7 +8,18 @@ from itertools import combinations
 
 from hrm.records import record
 
-__all__ = ["Coverage", "Error", "Pairs", "Ranked", "coverage", "error_of", "regret", "spearman", "told_apart"]
+__all__ = [
+    "Coverage",
+    "Error",
+    "Pairs",
+    "Ranked",
+    "coverage",
+    "error_of",
+    "held_out_regret",
+    "regret",
+    "spearman",
+    "told_apart",
+]
 
 BAND = 0.95
 """How often the band of a share should hold the true one."""
@@ -43,11 +54,12 @@ class Coverage:
 
 @record
 class Ranked:
-    """A plan as it was predicted and as it was measured, both in tokens/s, and how far its runs were apart."""
+    """A plan as it was predicted and as it was measured, both in tokens/s, how far its runs were apart, and these."""
 
     predicted: float
     measured: float
     spread: float
+    runs: tuple[float, ...] = ()
 
 
 @record
@@ -109,3 +121,20 @@ def regret(plans: Sequence[Ranked]) -> float:
     """Return what choosing by prediction costs: 1 - measured(predicted best) / measured(best)."""
     chosen = max(plans, key=lambda plan: plan.predicted)
     return 1.0 - chosen.measured / max(plan.measured for plan in plans)
+
+
+def held_out_regret(plans: Sequence[Ranked]) -> float:
+    """Return the regret where the best plan is found in some runs and measured in another, on average over these.
+
+    The largest of several noisy medians lies above what its plan can do, and regret by it is never negative; what is
+    told apart by chance costs nothing here on average. With one run of a plan, the regret by medians.
+    """
+    rounds = min(len(plan.runs) for plan in plans)
+    if rounds < 2:
+        return regret(plans)
+    chosen = max(plans, key=lambda plan: plan.predicted)
+    found = []
+    for held in range(rounds):
+        best = max(plans, key=lambda plan: statistics.median(plan.runs[:held] + plan.runs[held + 1 :]))
+        found.append(1.0 - chosen.runs[held] / best.runs[held])
+    return statistics.fmean(found)
