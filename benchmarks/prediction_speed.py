@@ -18,7 +18,8 @@ from hrm.dtypes import DType
 from hrm.estimate import Fidelity
 from hrm.hardware import load_profile
 from hrm.model_config import load_model
-from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
+from hrm.policy import Policy, Processor, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict, predict_grid
 from hrm.workload import Workload
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 import hrm
 import solver
 from hrm.estimate import Fidelity
-from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.policy import Policy, Processor
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from solver.pruning import promising
 from solver.room import WHOLE, memory_rows, most_resident, resident_range

@@ -18,7 +18,8 @@ from hrm.dtypes import DType
 from hrm.memory import disk_expert_bytes, page_bytes
 from hrm.model import LayerKind, ModelSpec
 from hrm.operators import Operator
-from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
+from hrm.policy import Processor, ScheduleName, Staging
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.records import record
 from hrm.roofline import Bound

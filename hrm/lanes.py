@@ -15,7 +15,8 @@ import numpy as np
 from hrm.arrays import Reals
 from hrm.estimate import Cost, PassShape, add_costs, attention_cost, head_cost, kv_load_cost, splits_experts, task_costs
 from hrm.model import LayerKind, ModelSpec
-from hrm.policy import PolicyGrid, ScheduleName
+from hrm.policy import ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.records import record
 from hrm.roofline import Bound

@@ -13,7 +13,8 @@ from hrm.arrays import Reals
 from hrm.dtypes import DType
 from hrm.hardware import HardwareProfile
 from hrm.model import ModelSpec
-from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName, Staging
+from hrm.policy import Policy, Processor, ScheduleName, Staging
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.schedule.task import IN_FLIGHT
 from hrm.units import NonNegativeInt, format_bytes

@@ -13,7 +13,7 @@ from hrm.estimate import Fidelity
 from hrm.hardware import HardwareProfile
 from hrm.lanes import LaneWork, PassCosts, at_step, contended, lane_work, pass_costs
 from hrm.model import ModelSpec
-from hrm.policy import PolicyGrid
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.records import record
 from hrm.schedule.task import Phase

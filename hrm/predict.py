@@ -12,7 +12,8 @@ from hrm.interval import Interval, interval_around
 from hrm.lanes import LaneWork
 from hrm.model import ModelSpec
 from hrm.passes import job_passes, rates_at, wave_costs, wave_work
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.roofline import Bound
 from hrm.schedule.catalog import build_schedule

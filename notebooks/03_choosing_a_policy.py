@@ -30,7 +30,7 @@ from IPython.display import Image
 import hrm
 import solver
 from hrm.memory import ledger, shortage
-from hrm.policy import PolicyGrid
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from hrm.schedule.task import Phase
 from solver.drawing import draw_front

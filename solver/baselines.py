@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from hrm.estimate import Fidelity
-from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
+from hrm.policy import Policy, Processor, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from hrm.records import record
 from solver.grid import within_limits

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hrm.estimate import Fidelity
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from solver.breakpoints import Optima, relaxed_optima, whole_optima
 from solver.infeasible import no_plan

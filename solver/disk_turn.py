@@ -7,7 +7,8 @@ from dataclasses import replace
 from hrm.estimate import Fidelity
 from hrm.memory import Shortage
 from hrm.passes import job_passes
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.schedule.task import Lane, Phase
 from hrm.units import PositiveInt

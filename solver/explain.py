@@ -10,7 +10,8 @@ from hrm.errors import InfeasibleError
 from hrm.estimate import Fidelity
 from hrm.memory import Shortage
 from hrm.passes import JobPass, job_passes
-from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.policy import Policy, Processor
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.roofline import Bound
 from hrm.schedule.task import Phase

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from hrm.estimate import Fidelity
 from hrm.memory import ledger
 from hrm.plan import Plan, PlanStatus, Search, machine_of
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import GridTimes, Prediction, Times, predict, predict_grid, with_interval
 from hrm.records import record
 from solver.problem import Objective, Problem

@@ -15,7 +15,8 @@ from hrm.errors import InfeasibleError, SchemaError
 from hrm.files import to_plain
 from hrm.hardware import HardwareProfile
 from hrm.memory import Shortage, usable_bytes
-from hrm.policy import Policy, PolicyGrid, ScheduleName
+from hrm.policy import Policy, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import Times
 from hrm.rates import Rates
 from hrm.records import record

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from hrm.errors import InfeasibleError
 from hrm.estimate import Fidelity
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from hrm.records import record
 from solver.grid import within_limits

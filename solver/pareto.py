@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hrm.estimate import Fidelity
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from hrm.records import record
 from solver.optimum import optimum

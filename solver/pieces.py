@@ -17,7 +17,8 @@ from hrm.arrays import Reals
 from hrm.estimate import Fidelity
 from hrm.lanes import LaneWork
 from hrm.passes import JobPass, job_passes
-from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.policy import Policy, Processor
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.schedule.task import Phase
 from solver.problem import Objective, Problem

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from hrm.arrays import Reals
 from hrm.estimate import Fidelity, PassShape, cpu_experts_cost, kv_load_cost, page_copy_cost
 from hrm.passes import rates_at, stretches
-from hrm.policy import PolicyGrid, Processor, ScheduleName
+from hrm.policy import Processor, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.schedule.task import Phase
 from solver.problem import Objective, Problem

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from hrm.arrays import Reals
 from hrm.memory import DeviceLedger, demand, streamed_layer_bytes, usable_bytes
-from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.policy import Policy, Processor
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from solver.problem import Problem
 

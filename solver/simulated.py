@@ -10,7 +10,8 @@ import numpy as np
 from hrm.errors import InfeasibleError
 from hrm.estimate import Fidelity
 from hrm.passes import job_passes
-from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.policy import Policy, Processor
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import Prediction, predict
 from hrm.records import record
 from solver.candidates import Candidate, Explored, distinct, explore

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.dtypes import DType
-from hrm.policy import Policy, PolicyGrid, Processor, ScheduleName
+from hrm.policy import Policy, Processor, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from solver.problem import Problem
 from solver.room import exceeds_host, fits_at_all, on_disk_beside_host

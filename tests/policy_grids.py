@@ -3,7 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from hrm.policy import PolicyGrid, Processor, ScheduleName
+from hrm.policy import Processor, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from tests.machines import any_policies
 
 

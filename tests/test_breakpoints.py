@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrm.policy import PolicyGrid
+from hrm.policy_grid import PolicyGrid
 from solver.breakpoints import relaxed_optima, whole_optima
 from solver.pieces import Pieces
 from solver.room import Affine, Room

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hrm.estimate import Fidelity
-from hrm.policy import PolicyGrid, ScheduleName
+from hrm.policy import ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict, predict_grid
 from hrm.rates import Rates
 from hrm.schedule.catalog import build_schedule

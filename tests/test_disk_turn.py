@@ -7,7 +7,7 @@ import pytest
 from hrm.errors import InfeasibleError
 from hrm.estimate import Fidelity
 from hrm.memory import ledger
-from hrm.policy import PolicyGrid
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict
 from hrm.schedule.task import Lane, Phase
 from solver.disk_turn import _with, disk_turn

@@ -10,7 +10,8 @@ from hrm import operators
 from hrm.dtypes import DType
 from hrm.estimate import PassShape, head_cost, splits_experts, task_costs
 from hrm.memory import streamed_layer_bytes
-from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
+from hrm.policy import Processor, ScheduleName, Staging
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.schedule.catalog import build_schedule
 from hrm.schedule.task import Phase, TaskKind

@@ -17,7 +17,7 @@ from hrm.interval import (
     uncertainties,
     with_assumed,
 )
-from hrm.policy import PolicyGrid
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from tests.machines import machine, model, policy, with_link, workload
 

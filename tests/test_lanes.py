@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hrm.estimate import Cost
 from hrm.hardware import SharedRate
 from hrm.lanes import at_step, contended, lane_work, pass_costs
-from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
+from hrm.policy import Processor, ScheduleName, Staging
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.roofline import Bound
 from hrm.schedule.catalog import build_schedule

@@ -12,7 +12,8 @@ from hrm.dtypes import DType
 from hrm.memory import demand, ledger, page_bytes, shortage, streamed_layer_bytes, usable_bytes
 from hrm.model import LatentAttention
 from hrm.plan import machine_of
-from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
+from hrm.policy import Processor, ScheduleName, Staging
+from hrm.policy_grid import PolicyGrid
 from tests.machines import (
     any_models,
     any_policies,

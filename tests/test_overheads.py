@@ -12,7 +12,8 @@ from hrm.estimate import Fidelity
 from hrm.hardware import EmulatedSpec
 from hrm.lanes import pass_costs
 from hrm.microbench.overheads import TaskRun, by_sequence, overheads
-from hrm.policy import PolicyGrid, Processor, ScheduleName
+from hrm.policy import Processor, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict
 from hrm.rates import Rates, placement_of
 from hrm.schedule.task import Phase, TaskKind

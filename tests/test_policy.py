@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm.errors import PolicyError
-from hrm.policy import PolicyGrid, Processor, ScheduleName
+from hrm.policy import Processor, ScheduleName
+from hrm.policy_grid import PolicyGrid
 from tests.machines import any_models, any_policies, model, policy
 from tests.policy_grids import grids
 

@@ -14,7 +14,8 @@ from hrm.estimate import Fidelity
 from hrm.hardware import Rate, load_profile
 from hrm.lanes import LaneWork, lane_work, pass_costs
 from hrm.model_config import load_model
-from hrm.policy import PolicyGrid, Processor, ScheduleName, Staging
+from hrm.policy import Processor, ScheduleName, Staging
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict, predict_grid
 from hrm.rates import Rates
 from hrm.schedule.task import Lane, Phase, TaskKind

@@ -12,7 +12,7 @@ from hrm.errors import HrmError
 from hrm.estimate import Fidelity
 from hrm.hardware import SharedRate, bundled_profiles, load_profile
 from hrm.hardware_check import check_profile
-from hrm.policy import PolicyGrid
+from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from hrm.units import GIB
 from hrm.what_if import PARTS, SIMPLE_RESOURCES, Change, Resource, amount, parse_changes, scaled

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hrm
 from hrm.lanes import pass_costs
-from hrm.policy import PolicyGrid
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.schedule.catalog import build_schedule
 from hrm.schedule.simulator import PassLoad

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from hrm.hardware import HardwareProfile
 from hrm.lanes import items_of, pass_costs
 from hrm.model import ModelSpec
-from hrm.policy import Policy, PolicyGrid, Processor
+from hrm.policy import Policy, Processor
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates, placement_of
 from hrm.records import record
 from hrm.schedule.task import Phase, TaskKind

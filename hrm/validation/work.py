@@ -6,7 +6,8 @@ from hrm import operators
 from hrm.hardware import HardwareProfile
 from hrm.lanes import pass_costs
 from hrm.model import LayerKind, ModelSpec
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.records import record
 from hrm.schedule.task import Lane, Phase, TaskKind

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hrm.hardware import HardwareProfile
 from hrm.lanes import pass_costs
 from hrm.model import ModelSpec
-from hrm.policy import Policy, PolicyGrid
+from hrm.policy import Policy
+from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.schedule.catalog import build_schedule
 from hrm.schedule.simulator import PassLoad
