@@ -233,7 +233,9 @@ class Bench:
         wall = {"wall_s": time.monotonic() - begun_s}
         if done.returncode:
             killed = done.returncode == -signal.SIGKILL
-            error = "killed: more memory than the limit" if killed else done.stderr.strip().splitlines()[-1]
+            error = (
+                "killed: more memory than the limit" if killed else (done.stderr.strip().splitlines() or ["failed"])[-1]
+            )
             return wall | {"error": error, "tokens_per_s": 0.0}
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found | wall | {"peak_bytes": group.peak_bytes()}

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from hrm.device.direct_memory import REQUESTS, direct_memory
+from hrm.device.direct_memory import REQUESTS
+from hrm.device.huge_pages import aligned_memory
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES
 
@@ -23,7 +24,6 @@ __all__ = [
     "DirectFile",
     "Reading",
     "aligned_buffers",
-    "aligned_memory",
     "finish",
     "request_bounds",
 ]
@@ -34,11 +34,6 @@ Reading = Sequence[Future[None]]
 REQUEST_BYTES = 4 << 20
 """Bytes of a request at most. On a virtual machine's disk two in flight of 5.3 MB, or four of half that, came in at 4.1
 GB/s, one of 5.3 MB at 2.7, and four of a quarter at 3.5: some 10 MB must be on the way."""
-
-
-def aligned_memory(num_bytes: int) -> torch.Tensor:
-    """Return zeroed host memory that begins at a page, as reads past the page cache ask for: flat, uint8."""
-    return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
 
 
 def aligned_buffers(

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from executor import native
-from executor.direct import Reading, aligned_buffers, aligned_memory, finish
+from executor.direct import Reading, aligned_buffers, finish
 from executor.expert_file import open_expert_file
 from executor.experts import PLAIN, ExpertForm, add_compiled, assignments, feed_forward
 from executor.linear import suits_compiled
 from executor.memory import torch_dtype
 from executor.norm import add_to
+from hrm.device.huge_pages import aligned_memory
 from hrm.model import ModelSpec
 from hrm.policy import Policy
 from hrm.schedule.disk_ring import DiskRing

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from executor.direct import DirectFile, Reading, aligned_memory, finish
+from executor.direct import DirectFile, Reading, finish
 from executor.loading import CheckpointReader
 from executor.memory import torch_dtype
 from executor.parameters import load_experts
+from hrm.device.huge_pages import aligned_memory
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES, disk_expert_bytes
 from hrm.model import ModelSpec

@@ -5,8 +5,6 @@ With everything on the CPU, and with an emulated device behind a link.
 
 import json
 import os
-import resource
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -16,6 +14,7 @@ from hrm.files import write_yaml
 from hrm.hardware import EmulatedSpec
 from hrm.memory import DISK_BLOCK_BYTES
 from tests.engines import prompts_for, tiny_model
+from tests.full_disk import full_disk
 from tests.machines import machine, with_disk
 
 PAGES = "experts-float32.hrm-pages"
@@ -136,17 +135,6 @@ def test_a_checkpoint_cut_short_under_way_is_not_read_again(run, expected, tmp_p
     assert code == 2
     assert_one_line(err, f"{path}: not a whole safetensors file")
     assert not (tmp_path / "again.jsonl").exists()
-
-
-@contextmanager
-def full_disk(count):
-    """Files of this process may not grow beyond so many bytes, for only as long as it must be."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_no_room_for_the_experts(run, expected, tmp_path):

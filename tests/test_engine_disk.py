@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from executor.direct import DirectFile, aligned_memory
+from executor.direct import DirectFile
 from executor.disk import DiskStore
 from executor.engine import Engine
 from executor.expert_file import ExpertFile, open_expert_file
 from executor.job import Job, run_job
 from hrm.device.host import HostBackend
+from hrm.device.huge_pages import aligned_memory
 from hrm.dtypes import DType
 from hrm.errors import FileError
 from hrm.memory import DISK_BLOCK_BYTES

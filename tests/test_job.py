@@ -1,8 +1,6 @@
 import json
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from executor.sampling import Settings
 from hrm.device.host import HostBackend
 from hrm.errors import FileError
 from tests.engines import GEN_LEN, plan_for, policy_of, prompts_for, run, tiny_model, tokens_of
+from tests.full_disk import full_disk
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
 POLICY = policy_of(batch_size=2, micro_batch_size=1)
@@ -194,20 +193,6 @@ def test_a_run_that_fails_at_once_leaves_nothing(job, tmp_path):
         run_job(plan_for(job.checkpoint, POLICY), nowhere, HostBackend(threads=1))
 
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl"}
-
-
-@contextmanager
-def full_disk(count):
-    """Files may not grow beyond so many bytes: as on a full disk, but for files of this process only.
-
-    Only for as long as it must be: pytest's own output may go to a file too.
-    """
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_on_a_full_disk_the_job_goes_on_and_nothing_that_was_kept_is_lost(mixtral, job):

@@ -16,8 +16,7 @@ import torch
 
 from hrm.device.arena import Arena
 from hrm.device.awake import Awake
-from hrm.device.direct_memory import direct_memory
-from hrm.device.huge_pages import huge_paged
+from hrm.device.huge_pages import aligned_memory, huge_paged
 from hrm.device.parts import parts
 from hrm.device.streams import StreamSet, WorkerStream, WorkEvent, allowed_cores, current_event, current_lane
 from hrm.errors import DeviceError
@@ -124,7 +123,7 @@ class EmulatedBackend:
 
     def direct_empty(self, num_bytes: int) -> torch.Tensor:
         """Allocate host memory that a disk writes straight into, in huge pages."""
-        return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
+        return aligned_memory(num_bytes)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Move every byte of `source` over the link at the pace of the calling lane's direction.

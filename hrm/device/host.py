@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hrm.device.direct_memory import direct_memory
-from hrm.device.huge_pages import huge_paged
+from hrm.device.huge_pages import aligned_memory, huge_paged
 from hrm.device.streams import StreamSet, WorkerStream, physical_cores
 from hrm.errors import DeviceError
 from hrm.schedule.task import Lane
@@ -62,7 +61,7 @@ class HostBackend:
 
     def direct_empty(self, num_bytes: int) -> torch.Tensor:
         """Allocate host memory that a disk writes straight into, in huge pages."""
-        return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
+        return aligned_memory(num_bytes)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Fail: there is no link."""

@@ -14,9 +14,10 @@ from functools import cache
 
 import torch
 
+from hrm.device.direct_memory import direct_memory
 from hrm.units import MIB
 
-__all__ = ["huge_paged"]
+__all__ = ["aligned_memory", "huge_paged"]
 
 _HUGE_BYTES = 2 * MIB
 
@@ -33,6 +34,11 @@ def huge_paged(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         # A kernel without huge pages refuses, and nothing is lost.
         _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(num_bytes), mmap.MADV_HUGEPAGE)
     return tensor
+
+
+def aligned_memory(num_bytes: int) -> torch.Tensor:
+    """Return zeroed host memory that begins at a page, as reads past the page cache ask for: flat, uint8."""
+    return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
 
 
 @cache
