@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 
-from executor import native
 from executor.attention import append_kv, decode_attention, prefill_attention
 from executor.decoder import next_logits, post_attention, pre_attention, route_attended
 from executor.experts import ExpertForm, weighted_sum
@@ -15,6 +14,7 @@ from executor.kv_cache import CacheView
 from executor.memory import torch_dtype
 from executor.sampling import Settings, pick
 from executor.state import WaveState
+from hrm.device.openmp import end_helpers
 from hrm.policy import Processor
 from hrm.schedule.task import Lane, Phase
 
@@ -28,7 +28,7 @@ def warm_up(state: WaveState, lanes: Collection[Lane]) -> None:
 
     What loaded weights and mapped memory, in the calling thread, has done so: its helpers would be in the lanes' way.
     """
-    native.end_helpers()
+    end_helpers()
     streams = {lane: state.backend.stream(lane) for lane in lanes}
     events = [stream.submit(_nothing) for stream in streams.values()]
     events.append(streams[Lane(state.policy.main_device)].submit(partial(_dense_and_experts, state)))

@@ -6,7 +6,6 @@ Without a C++ compiler the package installs all the same, and all of it runs thr
 from executor.native.attention import append_kv, decode_attention
 from executor.native.elementwise import add, rms_norm, rotate, suits_rows
 from executor.native.library import available, instruction_sets, status_line
-from executor.native.openmp import end_helpers
 from executor.native.prefill import Prompts, prefill_attention
 from executor.native.products import Experts, experts, linear, packed_bytes
 
@@ -17,7 +16,6 @@ __all__ = [
     "append_kv",
     "available",
     "decode_attention",
-    "end_helpers",
     "experts",
     "instruction_sets",
     "linear",

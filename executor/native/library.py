@@ -16,7 +16,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from executor.native.openmp import parallel_address
+from hrm.device.openmp import parallel_address
 from hrm.errors import DeviceError
 
 __all__ = ["available", "chosen_path", "instruction_sets", "library", "status_line"]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from hrm.device.backend import Backend
+from hrm.device.openmp import end_helpers
 from hrm.dtypes import DType
 from hrm.files import to_plain
 from hrm.hardware import EmulatedSpec
@@ -115,10 +116,13 @@ class Bench:
     def made_for(self, lane: Lane, make: Callable[[torch.device], T]) -> T:
         """Make operands for a processor's lane: on the device's own lane for `gpu`, else in the calling thread.
 
-        So the device's operands are ready for its lane, and a slowed host is not slow at what nobody times.
+        So the device's operands are ready for its lane, and a slowed host is not slow at what nobody times. What helped
+        the calling thread ends, or it would be in the lane's way (`hrm.device.openmp`).
         """
         if lane is not Lane.GPU:
-            return make(torch.device("cpu"))
+            found = make(torch.device("cpu"))
+            end_helpers()
+            return found
         made: list[T] = []
         self.backend.stream(lane).submit(lambda: made.append(make(self.backend.device))).wait()
         return made[0]

@@ -34,13 +34,18 @@ to some 20 ms, though it was kept from halting: an expert of 11 MB took 0.10 ms 
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
 
 
+def _once(_rows: int) -> int:
+    return 1
+
+
 @record
 class KernelProbe:
     """A kernel and the shapes to time it at; `sizes` and `rows` ascend and mean what `hrm.ceilings.Kernel` says.
 
     `make(size, rows, lane, device)` allocates the operands and returns one call of the kernel. The call should find its
     operands as in a run, not in a cache: let it go round over several buffers. They may hold anything finite; filling
-    them with random numbers often takes longer than the timing.
+    them with random numbers often takes longer than the timing. `times(rows)` is how often the call does the kernel:
+    a layer's experts, which one call computes, are that many.
     """
 
     kernel: Kernel
@@ -48,6 +53,7 @@ class KernelProbe:
     sizes: tuple[int, ...]
     rows: tuple[int, ...]
     make: MakeKernel
+    times: Callable[[int], int] = _once
     levels: tuple[str, ...] = ("cpu", "gpu")
 
 
@@ -78,7 +84,7 @@ def measure_table(
     while rows is not None and len(columns) < wanted:
         share_s = (deadline_s - time.perf_counter()) / (wanted - len(columns))
         operands = {size: _made(probe, lane, size, rows) for size in sizes}
-        columns[rows] = _measure_column(bench, lane, operands, share_s)
+        columns[rows] = _measure_column(bench, lane, operands, probe.times(rows), share_s)
         left_s = deadline_s - time.perf_counter()
         if len(columns) == 1:
             left_s = max(left_s, _SECOND_COLUMN_S)
@@ -124,18 +130,19 @@ def _seconds_of(call: Callable[[], object]) -> float:
 
 @record
 class _Column:
-    """What was measured at one row count, by size, and what making the operands cost."""
+    """What was measured at one row count, by size, how often a call does the kernel, what making operands cost."""
 
     cells: dict[int, Measurement]
+    times: int
     make_s: float
 
     def expected_s(self, more_rows: float) -> float:
         """Return what a column of `more_rows` times the rows takes at least: its operands, two trials, the rounds."""
-        calls_s = sum(cell.median for cell in self.cells.values()) * max(1.0, more_rows)
+        calls_s = self.times * sum(cell.median for cell in self.cells.values()) * max(1.0, more_rows)
         return self.make_s + 2 * calls_s + MIN_ROUNDS * max(calls_s, len(self.cells) * _REPEAT_S)
 
 
-def _measure_column(bench: Bench, lane: Lane, operands: Mapping[int, _Operands], share_s: float) -> _Column:
+def _measure_column(bench: Bench, lane: Lane, operands: Mapping[int, _Operands], times: int, share_s: float) -> _Column:
     """Measure a row count by size, in as many rounds as its share of the time allows, which are `MIN_ROUNDS` or more.
 
     The trials that tell how many calls a repeat makes have warmed each kernel up.
@@ -143,10 +150,11 @@ def _measure_column(bench: Bench, lane: Lane, operands: Mapping[int, _Operands],
     begun_s = time.perf_counter()
     calls = {size: bench.made_for(lane, make) for size, make in operands.items()}
     made_s = time.perf_counter()
-    timed = {size: _timed(bench, lane, call) for size, call in calls.items()}
+    timed = {size: _timed(bench, lane, call, times) for size, call in calls.items()}
     left_s = begun_s + share_s - time.perf_counter()
-    times = measure(timed, rounds=bench.rounds, budget_s=left_s, log=bench.log)
-    return _Column(cells={size: summary(found) for size, found in times.items()}, make_s=made_s - begun_s)
+    seconds = measure(timed, rounds=bench.rounds, budget_s=left_s, log=bench.log)
+    cells = {size: summary(found) for size, found in seconds.items()}
+    return _Column(cells=cells, times=times, make_s=made_s - begun_s)
 
 
 def _made(probe: KernelProbe, lane: Lane, size: int, rows: int) -> _Operands:
@@ -172,7 +180,7 @@ def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: flo
     return max(fitting, key=distance, default=None)
 
 
-def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
+def _timed(bench: Bench, lane: Lane, call: Callable[[], object], times: int) -> Timed:
     """Make a repeat of a kernel: several calls in a row, as in a run, where one kernel follows another on a lane.
 
     A call on its own would find its threads asleep and its temporaries gone from the cache. So does the first one of a
@@ -186,7 +194,7 @@ def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
             call()
 
     repeat = on_lane(bench.backend, lane, sleepless(several))
-    return lambda: repeat() / calls
+    return lambda: repeat() / (calls * times)
 
 
 def _ends(values: tuple[int, ...]) -> tuple[int, ...]:

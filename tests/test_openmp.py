@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor.native import end_helpers
+from hrm.device.openmp import end_helpers
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of the process as Linux lists them")
