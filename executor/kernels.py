@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -20,7 +22,7 @@ from executor.workspace import Workspace
 from hrm.ceilings import Kernel
 from hrm.device.huge_pages import huge_paged
 from hrm.dtypes import DType
-from hrm.microbench.kernels import KernelProbe
+from hrm.microbench.kernels import KernelProbe, MakeKernel
 from hrm.schedule.task import Lane
 from hrm.workspace import experts_workspace_bytes, linear_workspace_bytes
 
@@ -47,6 +49,7 @@ _HIDDEN_SIZES = (256, 512, 1024, 2048, 4096)
 """Close together: from some 32,000 elements on torch works with all threads, and waking them may take longer."""
 
 Call = Callable[[], object]
+_Make = Callable[[int, int, torch.device, torch.dtype], Call]
 Operand = TypeVar("Operand")
 
 
@@ -54,29 +57,28 @@ def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
     """Return a probe per kernel, computing in `dtype`; `quick` leaves out the largest shapes.
 
     Attention is probed with heads of 64 in groups of four, its cache in `dtype` too, including the append of the new
-    token; experts several in a call, with the gathering of their tokens and the weighted sum; element-wise work as one
-    layer's chain.
+    token; an expert with the gathering of its tokens and the weighted sum; element-wise work as one layer's chain.
     """
     kind = torch_dtype(dtype)
 
-    def probe(
-        kernel: Kernel,
-        make: Callable[[int, int, torch.device, torch.dtype], Call],
-        sizes: Sequence[int],
-        rows: Sequence[int],
-        times: Callable[[int], int] = lambda _rows: 1,
-    ) -> KernelProbe:
-        def made(size: int, count: int, _lane: Lane, device: torch.device) -> Call:
+    def made(make: _Make) -> MakeKernel:
+        def make_call(size: int, count: int, _lane: Lane, device: torch.device) -> Call:
             with torch.inference_mode():
                 return _inference(make(size, count, device, kind))
 
-        return KernelProbe(kernel=kernel, dtype=dtype, sizes=tuple(sizes), rows=tuple(rows), make=made, times=times)
+        return make_call
+
+    def probe(kernel: Kernel, make: _Make, sizes: Sequence[int], rows: Sequence[int]) -> KernelProbe:
+        return KernelProbe(kernel=kernel, dtype=dtype, sizes=tuple(sizes), rows=tuple(rows), make=made(make))
+
+    def several(count: int) -> MakeKernel:
+        return made(partial(_experts_ffn, count))
 
     last = -1 if quick else None
     contexts, prompts = ([2 * tokens * KV_SIZE for tokens in lens[:last]] for lens in (_CONTEXTS, _PROMPTS))
     return (
         probe(Kernel.PROJECTION, _projection, _WEIGHT_SIZES[:last], _ROWS),
-        probe(Kernel.EXPERT_FFN, _expert_ffn, _WEIGHT_SIZES[1:last], _ROWS, _experts_at_once),
+        replace(probe(Kernel.EXPERT_FFN, partial(_experts_ffn, 1), _WEIGHT_SIZES[1:last], _ROWS), make_several=several),
         probe(Kernel.ATTENTION_DECODE, _attention_decode, contexts, (1, 8, 32, 128)),
         probe(Kernel.ATTENTION_PREFILL, _attention_prefill, prompts, (1, 8)),
         probe(Kernel.ELEMENTWISE, _elementwise, _HIDDEN_SIZES, _ROWS),
@@ -145,17 +147,9 @@ def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) 
     return call
 
 
-def _experts_at_once(rows: int) -> int:
-    """Return how many experts a call computes, as in a layer, where that does not take long.
-
-    In a call of its own each would pay for the call and for waking threads: with two of them 1.05 to 1.12 times as long
-    (576 x 1536, 240 and 8 rows, Zen 5).
-    """
-    return max(1, min(ROUTED_EXPERTS // ROUTED_PER_TOKEN, _ROWS[-1] // rows))
-
-
-def _expert_ffn(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
-    hidden, count = _width(size, FFN_RATIO), _experts_at_once(rows)
+def _experts_ffn(count: int, size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+    """Compute so many experts in a call, as of a layer, each for as many tokens."""
+    hidden = _width(size, FFN_RATIO)
     experts = _copies(3 * size, device, dtype, lambda expert: expert)
     workspace = _workspace(int(experts_workspace_bytes(count * rows, hidden, size // hidden, count)), device)
     x = _filled(count * rows * hidden, device, dtype).view(count * rows, hidden)

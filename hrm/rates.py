@@ -160,12 +160,15 @@ class Rates:
     def task_s(self, policy: Policy, kind: TaskKind, phase: Phase, items: Reals) -> Reals:
         """Return what a task takes beyond its kernels and bytes (nothing at peaks, or where it was not measured).
 
-        `items` is what it goes through one by one.
+        `items` is what it goes through one by one. In prefill attention is the main device's wherever it is in decode,
+        where what a task takes was measured.
         """
         if not self.measured:
             return 0.0
         place = placement_of(policy, kind)
         each_s = self.hardware.sequence_s.get(place, {}).get(phase, {}).get(kind, 0.0)
+        if kind is TaskKind.ATTENTION and phase is Phase.PREFILL and policy.main_device is Processor.GPU:
+            place = "attention_on_gpu"
         return self.hardware.task_s.get(place, {}).get(kind, 0.0) + (each_s * items if each_s else 0.0)
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -18,8 +19,9 @@ from hrm.schedule.task import Lane
 
 __all__ = ["KernelProbe", "MakeKernel", "measure_table", "table_jobs", "waking_up"]
 
-MakeKernel = Callable[[int, int, Lane, torch.device], Callable[[], object]]
-_Operands = Callable[[torch.device], Callable[[], object]]
+Call = Callable[[], object]
+MakeKernel = Callable[[int, int, Lane, torch.device], Call]
+_Operands = Callable[[torch.device], Call]
 """Makes the operands of one shape, and returns a call of the kernel on them."""
 
 _QUICK_ROWS = 4
@@ -27,15 +29,13 @@ _SECOND_COLUMN_S = 0.3
 """What a second row count may take even when the time is spent: one alone says nothing of how time grows with rows."""
 _REPEAT_S, _MOST_CALLS = 0.01, 64
 """What a repeat should last at least, and how many calls of a kernel it may take for that."""
+_SEVERAL, _MOST_ROWS = 4, 2048
+"""How often a call of several does the kernel, and rows of all together: with more, what a call costs counts little."""
 _SLEEP_S, _WAKINGS = 1.2e-2, 15
 """Sleep before two calls of a slowed host, and how often. The longer a core was idle the more the first call costs, up
 to some 20 ms, though it was kept from halting: an expert of 11 MB took 0.10 ms more after 12 ms and 0.12 after 20 (Zen
 5, a virtual machine)."""
 _LANES = {"cpu": Lane.CPU, "gpu": Lane.GPU}
-
-
-def _once(_rows: int) -> int:
-    return 1
 
 
 @record
@@ -44,8 +44,10 @@ class KernelProbe:
 
     `make(size, rows, lane, device)` allocates the operands and returns one call of the kernel. The call should find its
     operands as in a run, not in a cache: let it go round over several buffers. They may hold anything finite; filling
-    them with random numbers often takes longer than the timing. `times(rows)` is how often the call does the kernel:
-    a layer's experts, which one call computes, are that many.
+    them with random numbers often takes longer than the timing.
+
+    Of a kernel that a task does several times in one call, as the experts of a layer, `make_several(count)` makes what
+    does it so often: its table holds what each further one adds, and what a call costs is the task's.
     """
 
     kernel: Kernel
@@ -53,7 +55,7 @@ class KernelProbe:
     sizes: tuple[int, ...]
     rows: tuple[int, ...]
     make: MakeKernel
-    times: Callable[[int], int] = _once
+    make_several: Callable[[int], MakeKernel] | None = None
     levels: tuple[str, ...] = ("cpu", "gpu")
 
 
@@ -83,8 +85,7 @@ def measure_table(
     rows: int | None = probe.rows[(len(probe.rows) - 1) // 2]
     while rows is not None and len(columns) < wanted:
         share_s = (deadline_s - time.perf_counter()) / (wanted - len(columns))
-        operands = {size: _made(probe, lane, size, rows) for size in sizes}
-        columns[rows] = _measure_column(bench, lane, operands, probe.times(rows), share_s)
+        columns[rows] = _measure_column(bench, lane, probe, (sizes, rows), share_s)
         left_s = deadline_s - time.perf_counter()
         if len(columns) == 1:
             left_s = max(left_s, _SECOND_COLUMN_S)
@@ -130,35 +131,52 @@ def _seconds_of(call: Callable[[], object]) -> float:
 
 @record
 class _Column:
-    """What was measured at one row count, by size, how often a call does the kernel, what making operands cost."""
+    """What was measured at one row count, by size, what calls at all sizes take, and what making operands cost."""
 
     cells: dict[int, Measurement]
-    times: int
+    calls_s: float
     make_s: float
 
     def expected_s(self, more_rows: float) -> float:
         """Return what a column of `more_rows` times the rows takes at least: its operands, two trials, the rounds."""
-        calls_s = self.times * sum(cell.median for cell in self.cells.values()) * max(1.0, more_rows)
+        calls_s = self.calls_s * max(1.0, more_rows)
         return self.make_s + 2 * calls_s + MIN_ROUNDS * max(calls_s, len(self.cells) * _REPEAT_S)
 
 
-def _measure_column(bench: Bench, lane: Lane, operands: Mapping[int, _Operands], times: int, share_s: float) -> _Column:
+def _measure_column(
+    bench: Bench, lane: Lane, probe: KernelProbe, shapes: tuple[Sequence[int], int], share_s: float
+) -> _Column:
     """Measure a row count by size, in as many rounds as its share of the time allows, which are `MIN_ROUNDS` or more.
 
     The trials that tell how many calls a repeat makes have warmed each kernel up.
     """
+    sizes, rows = shapes
     begun_s = time.perf_counter()
-    calls = {size: bench.made_for(lane, make) for size, make in operands.items()}
+    count = min(_SEVERAL, _MOST_ROWS // rows) if probe.make_several else 1
+    calls = {
+        (size, times): bench.made_for(lane, _made(probe, lane, size, rows, times))
+        for size in sizes
+        for times in {1, count}
+    }
     made_s = time.perf_counter()
-    timed = {size: _timed(bench, lane, call, times) for size, call in calls.items()}
+    timed = {shape: _timed(bench, lane, call) for shape, call in calls.items()}
     left_s = begun_s + share_s - time.perf_counter()
-    seconds = measure(timed, rounds=bench.rounds, budget_s=left_s, log=bench.log)
-    cells = {size: summary(found) for size, found in seconds.items()}
-    return _Column(cells=cells, times=times, make_s=made_s - begun_s)
+    found = measure(timed, rounds=bench.rounds, budget_s=left_s, log=bench.log)
+    cells = {size: summary(_of_each(found[size, 1], found[size, count], count)) for size in sizes}
+    calls_s = sum(statistics.median(seconds) for seconds in found.values())
+    return _Column(cells=cells, calls_s=calls_s, make_s=made_s - begun_s)
 
 
-def _made(probe: KernelProbe, lane: Lane, size: int, rows: int) -> _Operands:
-    return lambda device: probe.make(size, rows, lane, device)
+def _of_each(once_s: Sequence[float], several_s: Sequence[float], count: int) -> Sequence[float]:
+    """Return what each further one of `count` in a call adds, round by round; of a single one what it takes."""
+    if count < 2:
+        return once_s
+    return [max((more - one) / (count - 1), 1e-9) for one, more in zip(once_s, several_s, strict=True)]
+
+
+def _made(probe: KernelProbe, lane: Lane, size: int, rows: int, count: int = 1) -> _Operands:
+    make = probe.make_several(count) if probe.make_several and count > 1 else probe.make
+    return lambda device: make(size, rows, lane, device)
 
 
 def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: float) -> int | None:
@@ -180,7 +198,7 @@ def _next_rows(wanted: tuple[int, ...], columns: dict[int, _Column], left_s: flo
     return max(fitting, key=distance, default=None)
 
 
-def _timed(bench: Bench, lane: Lane, call: Callable[[], object], times: int) -> Timed:
+def _timed(bench: Bench, lane: Lane, call: Callable[[], object]) -> Timed:
     """Make a repeat of a kernel: several calls in a row, as in a run, where one kernel follows another on a lane.
 
     A call on its own would find its threads asleep and its temporaries gone from the cache. So does the first one of a
@@ -194,7 +212,7 @@ def _timed(bench: Bench, lane: Lane, call: Callable[[], object], times: int) -> 
             call()
 
     repeat = on_lane(bench.backend, lane, sleepless(several))
-    return lambda: repeat() / (calls * times)
+    return lambda: repeat() / calls
 
 
 def _ends(values: tuple[int, ...]) -> tuple[int, ...]:
