@@ -28,6 +28,7 @@ import torch
 from roof_peers import REPEATS, WARM_UPS, Rate, built_stream, disk_peers, memory_peers
 
 from hrm.device.host import HostBackend
+from hrm.device.openmp import end_helpers
 from hrm.dtypes import DType
 from hrm.files import read_yaml
 from hrm.microbench.bench import TORCH_DTYPES, Bench
@@ -173,6 +174,7 @@ def sweep(bench: Bench, dtype: DType, threads: int) -> dict[str, Rate]:
             "n": torch.ones(inner, columns, dtype=kind),
             "t": torch.ones(columns, inner, dtype=kind).t(),
         }.items():
+            end_helpers()
             work = with_threads(threads, usual, plain_product(left, right, out))
             found = flop / bench.seconds(Lane.CPU, work)
             fastest = max(fastest, found)

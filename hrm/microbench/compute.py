@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product as pairs
 
@@ -142,27 +142,33 @@ def _fastest(bench: Bench, lane: Lane, kind: tuple[DType, int], budget_s: float)
     for size in (*_SIDES, _LONGEST):
         if tried and not _fits(bench, lane, (size,) * 3, tried, bench.case_s):
             break
-        tried[size, size, size] = _rate(bench, lane, kind, (size, size, size), 1)
+        tried[size, size, size] = _rate(bench, lane, kind, (size, size, size))
     others: list[Shape] = [] if bench.quick else list(pairs(_SIDES, _SIDES, _SIDES))
     random.Random(0).shuffle(others)
     for shape in others:
         if time.perf_counter() > end_s:
             break
         if shape not in tried and _fits(bench, lane, shape, tried, bench.case_s / 4):
-            tried[shape] = _rate(bench, lane, kind, shape, 1)
-    promising = _ranked(tried)[:_PROMISING]
-    again = {shape: _rate(bench, lane, kind, shape, 1 if bench.quick else _TRIALS) for shape in promising}
+            tried[shape] = _rate(bench, lane, kind, shape)
+    again = _tried_again(bench, lane, kind, _ranked(tried)[:_PROMISING])
     top = max(again.values())
     return [shape for shape in _ranked(again) if again[shape] >= _CLOSE * top][: 1 if bench.quick else _FINALISTS]
+
+
+def _tried_again(bench: Bench, lane: Lane, kind: tuple[DType, int], shapes: Sequence[Shape]) -> dict[Shape, float]:
+    """Try shapes some more, in turn, so that a slow spell meets all of them; return the median rates."""
+    times = 1 if bench.quick else _TRIALS
+    trials = [{shape: _rate(bench, lane, kind, shape) for shape in shapes} for _ in range(times)]
+    return {shape: statistics.median(rates[shape] for rates in trials) for shape in shapes}
 
 
 def _ranked(rates: Mapping[Shape, float]) -> list[Shape]:
     return sorted(rates, key=lambda shape: -rates[shape])
 
 
-def _rate(bench: Bench, lane: Lane, kind: tuple[DType, int], shape: Shape, trials: int) -> float:
+def _rate(bench: Bench, lane: Lane, kind: tuple[DType, int], shape: Shape) -> float:
     flop, work = product(bench, lane, kind[0], shape, kind[1])
-    return flop / statistics.median(bench.seconds(lane, work) for _ in range(trials))
+    return flop / bench.seconds(lane, work)
 
 
 def _fits(bench: Bench, lane: Lane, shape: Shape, tried: Mapping[Shape, float], longest_s: float) -> bool:
