@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from roof_peers import REPEATS, WARM_UPS, Rate, built_stream, disk_peers, memory_peers
@@ -45,10 +45,11 @@ from hrm.units import GIB
 ACCESSES = ("read", "copy", "copy_nt", "triad", "triad_nt")
 PRODUCTS = (DType.FLOAT32, DType.BFLOAT16)
 SIDES = (256, 512, 1024, 2048, 4096)
-LONGEST_S, FINALISTS = 0.05, 5
+LONGEST_S, FINALISTS, CHOOSING_ROUNDS = 0.05, 5, 7
 """The sweep is of all shapes with these sides that take no longer, in both layouts, one short timing each; the fastest
 are then timed beside ours."""
 QUIET_S = 0.3
+K = TypeVar("K")
 
 
 def main() -> None:
@@ -78,15 +79,19 @@ def main() -> None:
 
 
 def alternate(roof: str, ours: Rate, peers: Mapping[str, Rate], rounds: int) -> None:
-    """Run each peer and ours in turn, and print a line per peer."""
+    """Run each peer and ours in turn, and print a line per peer.
+
+    Which of the two comes first changes from round to round: the first one finds the cores asleep.
+    """
     pairs: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in peers}
-    for _ in range(rounds):
+    for index in range(rounds):
         for name, peer in peers.items():
             quiet = is_quiet()
-            pairs[name].append((ours(), peer(), quiet))
-    for name, found in pairs.items():
-        kept = [pair for pair in found if pair[2]]
-        kept = kept if len(kept) >= min(3, rounds) else found
+            took = {rate: rate() for rate in ((ours, peer) if index % 2 else (peer, ours))}
+            pairs[name].append((took[ours], took[peer], quiet))
+    for name, both in pairs.items():
+        kept = [pair for pair in both if pair[2]]
+        kept = kept if len(kept) >= min(3, rounds) else both
         own, other = ([pair[side] for pair in kept] for side in (0, 1))
         ratio = statistics.median(own) / statistics.median(other)
         note = "" if all(pair[2] for pair in kept) else "   disturbed"
@@ -130,7 +135,11 @@ def rate_of(amount: float, once: Callable[[], float]) -> Rate:
 
 
 def products(bench: Bench, dtypes: Sequence[DType], rounds: int) -> None:
-    """Compare the best product that the profiler finds, in its own time, with the best of an exhaustive sweep."""
+    """Compare the best product that the profiler finds, in its own time, with the best of an exhaustive sweep.
+
+    Either is chosen by a few repeats of its finalists and judged by others: the fastest of many, taken by the very
+    repeats that are shown, is fast by luck too.
+    """
     bench.begin_part(share_s("host product shapes", quick=False))
     shapes = best_shapes(bench, Lane.CPU)
     most = max(one.threads for one in shapes)
@@ -140,10 +149,20 @@ def products(bench: Bench, dtypes: Sequence[DType], rounds: int) -> None:
             print(f"{dtype}_x{threads}: absurdly slow here, not compared")
             continue
         found = {shape: product_rate(bench, dtype, shape, threads) for shape in own}
-        ours = max(own, key=lambda shape: statistics.median(found[shape]() for _ in range(5)))
+        ours = fastest(found)
         swept = sweep(bench, dtype, threads)
+        best = fastest(swept)
         roof = f"{dtype}_x{threads} {'x'.join(str(side) for side in ours)}"
-        alternate(roof, found[ours], swept, rounds)
+        alternate(roof, found[ours], {best: swept[best]}, rounds)
+
+
+def fastest(rates: Mapping[K, Rate]) -> K:
+    """Return which of several has the highest median of a few repeats, taken in turn."""
+    found: dict[K, list[float]] = {key: [] for key in rates}
+    for _ in range(CHOOSING_ROUNDS):
+        for key, rate in rates.items():
+            found[key].append(rate())
+    return max(found, key=lambda key: statistics.median(found[key]))
 
 
 def product_rate(bench: Bench, dtype: DType, shape: tuple[int, int, int], threads: int) -> Rate:
