@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from hrm.ceilings import Kernel
 from hrm.device.emulated import EmulatedBackend
 from hrm.device.host import HostBackend
+from hrm.device.openmp import end_helpers
 from hrm.device.streams import allowed_cores
 from hrm.dtypes import DType
 from hrm.files import write_yaml
@@ -217,6 +219,54 @@ def test_every_round_is_logged_with_its_cpu_time(monkeypatch):
     assert [result["a"] for result, _ in logged] == [1.0, 2.0, 3.0, 4.0]
     assert [use.clean for _, use in logged] == [False, True, True, True]
     assert all(use.wall_s > 0 and use.own_s >= 0 and use.foreign_s >= 0 for _, use in logged)
+
+
+def test_a_slow_first_product_does_not_make_a_dtype_absurd(host, monkeypatch):
+    """Early products of 20 us took up to 7 ms where two threads had begun on one core."""
+    slow = {torch.bfloat16: 3}
+    real = torch.mm
+
+    def mm(operand, weight, *, out):
+        if slow.get(operand.dtype, 0):
+            slow[operand.dtype] -= 1
+            time.sleep(0.05)
+        return real(operand, weight, out=out)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    assert compute._tiny_s(host, Lane.CPU, DType.BFLOAT16) < 0.05
+
+
+def test_a_table_of_what_calls_do_several_times_holds_what_each_adds(host):
+    """A call costs 20 ms, and 10 ms for each time that it does the kernel."""
+
+    def several(count):
+        return lambda *_: lambda: time.sleep(0.02 + 0.01 * count)
+
+    probe = replace(_sleeping_probe(0.0), make=several(1), make_several=several, rows=(1, 4096))
+    table = measure_table(host, probe, "cpu", budget_s=5.0, coarse=True)
+
+    together, apart = table.seconds[0]
+    assert together == pytest.approx(0.01, rel=0.2)
+    assert apart >= 0.03, "so many rows are computed one by one"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of the process as Linux lists them")
+def test_making_operands_leaves_no_threads_in_the_lanes_way(host):
+    def num_threads():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    end_helpers()
+    before = num_threads()
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        host.made_for(Lane.CPU, lambda device: torch.ones(1 << 20, device=device).mul_(2))
+        until_s = time.monotonic() + 1
+        while num_threads() > before and time.monotonic() < until_s:
+            time.sleep(0.01)
+    finally:
+        torch.set_num_threads(usual)
+    assert num_threads() <= before
 
 
 def test_table_holds_every_shape_where_time_allows(host, monkeypatch):

@@ -42,6 +42,14 @@ def test_every_task_of_the_kind_takes_as_much_longer():
         assert slower[kind].bytes == cost.bytes
 
 
+def test_prefill_attention_costs_what_the_main_devices_does():
+    """Decode tells what a task costs, and there attention may be the host's."""
+    extra = EXTRA | {"attention_on_gpu": {TaskKind.ATTENTION: 0.125}}
+    plain, slower = (only(costs(one, Phase.PREFILL)) for one in (machine(), replace(machine(), task_s=extra)))
+
+    assert slower[TaskKind.ATTENTION].seconds - plain[TaskKind.ATTENTION].seconds == pytest.approx(0.125)
+
+
 def test_other_placements_and_the_roofs_know_nothing_of_it():
     slower = replace(machine(), task_s=EXTRA)
     on_gpu = policy(attention=Processor.GPU)
