@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=("memory", "products", "disk"), default=["memory", "products"])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--access", nargs="+", choices=ACCESSES, default=ACCESSES, help="of the memory roofs compared")
     parser.add_argument("--dtype", nargs="+", type=DType, default=list(PRODUCTS), help="of the products compared")
     parser.add_argument("--disk", type=Path, help="folder on the disk to read; with it the disk is compared too")
     parser.add_argument("--agree", nargs=2, type=Path, metavar="PROFILE")
@@ -70,7 +71,7 @@ def main() -> None:
     backend = HostBackend()
     bench = Bench(backend, quick=False)
     if "memory" in options.only:
-        memory(bench, options.rounds)
+        memory(bench, options.access, options.rounds)
     if "products" in options.only:
         products(Bench(backend, quick=False), options.dtype, options.rounds)
     if options.disk is not None:
@@ -111,13 +112,13 @@ def is_quiet() -> bool:
     return not watch.contaminated()
 
 
-def memory(bench: Bench, rounds: int) -> None:
+def memory(bench: Bench, accesses: Sequence[str], rounds: int) -> None:
     """Compare the DRAM roofs, by one and by all threads."""
     cases = host_memory_cases(bench).by_name
     counts = sorted({int(name.rpartition("_x")[2]) for name in cases})
     with tempfile.TemporaryDirectory() as folder:
         stream = built_stream(Path(folder))
-        for access, threads in itertools.product(ACCESSES, counts):
+        for access, threads in itertools.product(accesses, counts):
             if (name := f"dram_{access}_x{threads}") in cases:
                 amount, work = cases[name]
                 once = on_lane(bench.backend, Lane.CPU, work)

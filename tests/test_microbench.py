@@ -233,7 +233,9 @@ def test_a_slow_first_product_does_not_make_a_dtype_absurd(host, monkeypatch):
         return real(operand, weight, out=out)
 
     monkeypatch.setattr(torch, "mm", mm)
-    assert compute._tiny_s(host, Lane.CPU, DType.BFLOAT16) < 0.05
+    found_s = compute._tiny_s(host, Lane.CPU, DType.BFLOAT16)
+    assert found_s is not None
+    assert found_s < 0.05
 
 
 def test_a_table_of_what_calls_do_several_times_holds_what_each_adds(host):
@@ -243,7 +245,7 @@ def test_a_table_of_what_calls_do_several_times_holds_what_each_adds(host):
         return lambda *_: lambda: time.sleep(0.02 + 0.01 * count)
 
     probe = replace(_sleeping_probe(0.0), make=several(1), make_several=several, rows=(1, 4096))
-    table = measure_table(host, probe, "cpu", budget_s=5.0, coarse=True)
+    table = measure_table(host, probe, "cpu", budget_s=1e4, coarse=True)
 
     together, apart = table.seconds[0]
     assert together == pytest.approx(0.01, rel=0.2)
