@@ -10,13 +10,15 @@ setup(
         Extension(
             "executor.native._kernels",
             sources=[
-                f"executor/native/{kernels}.cpp" for kernels in ("attention", "elementwise", "prefill", "products")
+                f"executor/native/{kernels}.cpp"
+                for kernels in ("attention", "choices", "elementwise", "prefill", "products")
             ],
             depends=[
                 f"executor/native/{kernel}.h"
                 for kernel in (
                     "attention_kernel",
                     "bfloat16_dot",
+                    "choices_kernel",
                     "common",
                     "each_path",
                     "elementwise_kernel",

@@ -68,6 +68,7 @@ class DecodeFlight:
         self._width = model.attended_size
         self._joint = allocate((rows * sum(self._heads) * self._dim,), dtype).zero_()
         self._attended = allocate((rows * self._width,), dtype).zero_()
+        self._parts: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def joint(self, rows: int) -> torch.Tensor:
         """Return queries and what is cached of so many sequences as one flat tensor, as they cross the link."""
@@ -75,8 +76,11 @@ class DecodeFlight:
 
     def parts(self, rows: int) -> tuple[torch.Tensor, ...]:
         """Return queries and what is cached (keys and values, or latents), each contiguous [rows, heads, head_dim]."""
-        parts = torch.split(self.joint(rows), [rows * heads * self._dim for heads in self._heads])
-        return tuple(part.view(rows, heads, self._dim) for part, heads in zip(parts, self._heads, strict=True))
+        if rows not in self._parts:
+            parts = torch.split(self.joint(rows), [rows * heads * self._dim for heads in self._heads])
+            shapes = [(rows, heads, self._dim) for heads in self._heads]
+            self._parts[rows] = tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+        return self._parts[rows]
 
     def attended(self, rows: int) -> torch.Tensor:
         """Return attention output [rows, num_query_heads * width of a head's values]."""

@@ -14,12 +14,17 @@ from hrm.schedule.task import IN_FLIGHT
 
 __all__ = ["DecodeTasks"]
 
+Layout = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Offsets, capacities and lengths of sequences in a cache, as the kernels take them."""
+
 
 class DecodeTasks:
     """The handlers of decode. Where attention runs beside the rest, host and device buffers are the same."""
 
     def __init__(self, state: WaveState) -> None:
         self.state = state
+        self._rotary: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layouts: dict[tuple[int, int | None], tuple[int, Layout, Layout]] = {}
 
     def _flight(self, step: Step) -> DecodeFlight:
         return self.state.buffers.decode[self.state.position(step) % IN_FLIGHT]
@@ -33,8 +38,10 @@ class DecodeTasks:
         hidden = state.hidden(step)
         if step.task.layer == 0:
             state.embed(state.buffers.generated[step.pass_index - 1, batch.first : batch.last], hidden)
-        # The token's position is the number of tokens before it.
-        rotary = state.rotary.at(state.round.on_main.at(step.pass_index, batch.first, batch.last))
+            # The token's position is the number of tokens before it.
+            positions = state.round.on_main.at(step.pass_index, batch.first, batch.last)
+            self._rotary[step.task.part] = state.rotary.at(positions)
+        rotary = self._rotary[step.task.part]
         model, layer = state.model, state.weights.layers[step.task.layer]
         query, *cached = self._flight(step).parts(batch.num_sequences)
         with state.workspace.frame():
@@ -86,12 +93,20 @@ class DecodeTasks:
         last = first + len(view.offsets)
         rows = slice(first - batch.first, last - batch.first)
         query, *new = (part[rows] for part in flight.parts(batch.num_sequences))
-        cached = self._cached(step, first, last)
-        append_kv(new[0], new[-1], view.keys, view.values, view.next_places(cached))
+        places, valid = self._layout(step, first, view)
+        append_kv(new[0], new[-1], view.keys, view.values, places)
         out = flight.attended(batch.num_sequences)[rows].view(*query.shape[:2], -1)
         num_heads, _ = state.model.cache_heads
         sinks = state.sinks(step.task.layer, query.device)
-        decode_attention(query, view.keys, view.values, view.valid(cached + 1), num_heads, out, sinks)
+        decode_attention(query, view.keys, view.values, valid, num_heads, out, sinks)
+
+    def _layout(self, step: Step, first: int, view: CacheView) -> tuple[Layout, Layout]:
+        """Return where the next tokens of the sequences in view go, and what is valid then: alike in layers alike."""
+        key = (first, self.state.model.layer_kind(step.task.layer).window)
+        if key not in self._layouts or self._layouts[key][0] != step.pass_index:
+            cached = self._cached(step, first, first + len(view.offsets))
+            self._layouts[key] = step.pass_index, view.next_places(cached), view.valid(cached + 1)
+        return self._layouts[key][1:]
 
     def _cached(self, step: Step, first: int, last: int) -> torch.Tensor:
         """Return how many tokens of some sequences earlier passes have cached."""

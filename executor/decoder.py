@@ -10,7 +10,7 @@ from executor.experts import ExpertForm, feed_forward, weighted_sum
 from executor.grouped import GroupedWeights, project
 from executor.latent import LatentWeights, project_latents
 from executor.linear import linear, operand
-from executor.norm import add_to, rms_norm
+from executor.norm import add_and_norm, add_to, rms_norm
 from executor.routing import RouterWeights, choose_experts
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
@@ -75,9 +75,9 @@ def post_attention(
     workspace: Workspace,
 ) -> None:
     """O projection, residual, norm, router, experts, residual: updates hidden [tokens, h1] in place."""
-    _add_attended(attended, hidden, layer, workspace)
     with workspace.frame():
-        normed = rms_norm(hidden, layer.post_norm, model.rms_norm_eps, workspace)
+        normed = workspace.take(hidden.shape, hidden.dtype)
+        _add_attended(attended, hidden, layer, model, workspace, normed)
         if layer.router is not None:
             shares, chosen = choose_experts(normed, layer.router, model, workspace)
             with workspace.frame():
@@ -86,11 +86,22 @@ def post_attention(
         _add_ffn(normed, ffn, hidden, workspace)
 
 
-def _add_attended(attended: torch.Tensor, hidden: torch.Tensor, layer: LayerWeights, workspace: Workspace) -> None:
+def _add_attended(
+    attended: torch.Tensor,
+    hidden: torch.Tensor,
+    layer: LayerWeights,
+    model: ModelSpec,
+    workspace: Workspace,
+    normed: torch.Tensor,
+) -> None:
+    """O projection and residual; `normed` takes the norm of the hidden states that this makes."""
     with workspace.frame():
-        add_to(hidden, linear(attended, layer.output, workspace))
-    if layer.output_bias is not None:
-        hidden.add_(layer.output_bias)
+        projected = linear(attended, layer.output, workspace)
+        if layer.output_bias is None:
+            add_and_norm(hidden, projected, layer.post_norm, model.rms_norm_eps, workspace, normed)
+            return
+        add_to(hidden, projected)
+        normed.copy_(rms_norm(hidden.add_(layer.output_bias), layer.post_norm, model.rms_norm_eps, workspace))
 
 
 def _add_ffn(normed: torch.Tensor, ffn: torch.Tensor | None, hidden: torch.Tensor, workspace: Workspace) -> None:
@@ -112,9 +123,8 @@ def route_attended(
     Without a router every token goes to expert 0 with a share of 1.
     """
     shares, chosen, normed = out
-    _add_attended(attended, hidden, layer, workspace)
+    _add_attended(attended, hidden, layer, model, workspace, normed)
     with workspace.frame():
-        normed.copy_(rms_norm(hidden, layer.post_norm, model.rms_norm_eps, workspace))
         if layer.router is None:
             shares.fill_(1.0)
             chosen.zero_()

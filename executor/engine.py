@@ -113,6 +113,8 @@ class Engine:
         self._schedule = build_schedule(self.policy, self.model)
         _check_backend(self.policy, backend)
         self._tokenizer = Tokenizer(checkpoint_dir)
+        if self._tokenizer.exists:
+            self._tokenizer.load(str(checkpoint_dir))
         self._end_tokens = end_tokens(checkpoint_dir)
         planned = ledger(self.policy, self.model, self.workload)
         self._footprint = Footprint(backend, planned.cpu.total_bytes, ram_limit_bytes)

@@ -127,8 +127,8 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
     `weights` and `chosen` [tokens, experts_per_token] are what `route` returns, over all experts.
     """
     if form == PLAIN and suits_compiled(experts[0]):
-        total = workspace.take(x.shape, torch.float32).zero_()
-        add_compiled(native.Experts(x, chosen.to(torch.int64), weights, experts, first), total, workspace)
+        total = workspace.take(x.shape, torch.float32)
+        add_compiled(native.Experts(x, chosen.to(torch.int64), weights, experts, first), total, workspace, adds=False)
         return total
     wide = operand(x, experts[0], workspace)
     total = workspace.take(x.shape, wide.dtype).zero_()
@@ -139,21 +139,21 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
     return total
 
 
-def add_compiled(job: native.Experts, total: torch.Tensor, workspace: Workspace) -> None:
-    """Add what the compiled kernels make of a job to `total` [tokens, hidden], float32."""
+def add_compiled(job: native.Experts, total: torch.Tensor, workspace: Workspace, *, adds: bool = True) -> None:
+    """Add what the compiled kernels make of a job to `total` [tokens, hidden], float32; or write it there."""
     tokens, hidden = job.x.shape
     row_bytes = native.packed_bytes(job.weights[0].numel() // (3 * hidden))
     with workspace.frame():
         room = tokens * native.packed_bytes(hidden) + min(tokens, COMPILED_ROWS) * row_bytes
-        native.experts(job, total, workspace.take((room,), torch.uint8), torch.get_num_threads())
+        native.experts(job, total, workspace.take((room,), torch.uint8), torch.get_num_threads(), adds=adds)
 
 
 def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace, form: ExpertForm = PLAIN) -> torch.Tensor:
     """Return the output of one FFN for every token of x [tokens, hidden], in the workspace; `ffn` is as an expert."""
     if form == PLAIN and suits_compiled(ffn):
         shares, chosen = torch.ones((len(x), 1)), torch.zeros((len(x), 1), dtype=torch.int64)
-        total = workspace.take(x.shape, torch.float32).zero_()
-        add_compiled(native.Experts(x, chosen, shares, [ffn], 0), total, workspace)
+        total = workspace.take(x.shape, torch.float32)
+        add_compiled(native.Experts(x, chosen, shares, [ffn], 0), total, workspace, adds=False)
         return total
     wide = operand(x, ffn, workspace)
     total = workspace.take(x.shape, wide.dtype)

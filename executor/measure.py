@@ -36,7 +36,9 @@ def measured(
     waves: Sequence[WaveSpans], *, sequences: int, prompt_tokens: int, generated_tokens: int, peak_bytes: dict[str, int]
 ) -> Measured:
     """Sum up the waves of a job; `generated_tokens` are those of its answers."""
-    lasted = {phase: sum(end - begin for begin, end in (wave.windows[phase] for wave in waves)) for phase in Phase}
+    windows = [wave.windows for wave in waves]
+    by_phase = {phase: [window[phase] for window in windows] for phase in Phase}
+    lasted = {phase: sum(end - begin for begin, end in by_phase[phase]) for phase in Phase}
     prefill_s = lasted[Phase.PREFILL]
     decode_s, decoded = lasted[Phase.DECODE], generated_tokens - sequences
     return Measured(
@@ -49,16 +51,15 @@ def measured(
         decode_throughput_tokens_per_s=decoded / decode_s if decode_s else 0.0,
         prefill_throughput_tokens_per_s=prompt_tokens / prefill_s,
         peak_bytes=peak_bytes,
-        busy={phase: _busy(waves, phase, lasted[phase]) for phase in Phase},
+        busy={phase: _busy(waves, by_phase[phase], lasted[phase]) for phase in Phase},
         task_s={phase: _task_s(waves, phase) for phase in Phase},
     )
 
 
-def _busy(waves: Sequence[WaveSpans], phase: Phase, lasted_s: float) -> dict[Lane, float]:
-    """Share of a phase in which each lane worked, whichever phase its work belonged to."""
+def _busy(waves: Sequence[WaveSpans], windows: Sequence[tuple[float, float]], lasted_s: float) -> dict[Lane, float]:
+    """Share of a phase, of which these are the waves' windows, in which each lane worked, whosever its work was."""
     worked: dict[Lane, float] = defaultdict(float)
-    for wave in waves:
-        begin, end = wave.windows[phase]
+    for wave, (begin, end) in zip(waves, windows, strict=True):
         by_lane: dict[Lane, list[tuple[float, float]]] = defaultdict(list)
         for span in wave.spans:
             by_lane[span.lane].append((max(span.started_s, begin), min(span.ended_s, end)))

@@ -7,7 +7,7 @@ import torch
 from executor import native
 from executor.workspace import Workspace
 
-__all__ = ["add_to", "rms_norm"]
+__all__ = ["add_and_norm", "add_to", "rms_norm"]
 
 
 def add_to(hidden: torch.Tensor, x: torch.Tensor) -> None:
@@ -16,6 +16,18 @@ def add_to(hidden: torch.Tensor, x: torch.Tensor) -> None:
         native.add(hidden, x, torch.get_num_threads())
     else:
         hidden.add_(x)
+
+
+def add_and_norm(
+    hidden: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, workspace: Workspace, out: torch.Tensor
+) -> None:
+    """Do as `add_to` and then as `rms_norm` of the hidden states, into `out`."""
+    if native.suits_rows(hidden, x, weight, out):
+        native.add_rms_norm(hidden, x, weight, eps, out, torch.get_num_threads())
+        return
+    add_to(hidden, x)
+    with workspace.frame():
+        out.copy_(rms_norm(hidden, weight, eps, workspace))
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, workspace: Workspace) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from executor import native
 from executor.linear import linear, suits_compiled, widened_product
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
@@ -55,6 +56,9 @@ def route(
 
     `correction` [experts] is added to scores for the choice alone.
     """
+    plain = rule.scoring is Scoring.SOFTMAX and rule.groups == 1 and correction is None
+    if plain and logits.dtype == torch.float32 and native.suits_rows(logits):
+        return _route_compiled(logits, experts_per_token, rule)
     wide = logits.float()
     scores = wide.sigmoid() if rule.scoring is Scoring.SIGMOID else torch.softmax(wide, dim=-1)
     ranks = scores if correction is None else scores + correction
@@ -65,6 +69,14 @@ def route(
     if rule.renormalized:
         shares = shares / shares.sum(dim=-1, keepdim=True)
     return shares * rule.scale, chosen
+
+
+def _route_compiled(logits: torch.Tensor, experts_per_token: int, rule: Router) -> tuple[torch.Tensor, torch.Tensor]:
+    shares = logits.new_empty((len(logits), experts_per_token))
+    chosen = torch.empty(shares.shape, dtype=torch.int64)
+    threads = torch.get_num_threads()
+    native.route(logits, shares, chosen, renormalized=rule.renormalized, scale=rule.scale, num_threads=threads)
+    return shares, chosen
 
 
 def _best_groups(ranks: torch.Tensor, rule: Router) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Tokenizer:
         """Encode a prompt: as a user's message where there is a chat template, else as it stands."""
         if self._template() is not None:
             return self.encode_messages([{"role": "user", "content": text}], where)
-        return tuple(self._load(where).encode(text).ids)
+        return tuple(self.load(where).encode(text).ids)
 
     def encode_messages(self, messages: Sequence[dict[str, str]], where: str) -> tuple[int, ...]:
         """Encode a conversation by the chat template, up to where the assistant's answer begins.
@@ -56,13 +56,20 @@ class Tokenizer:
                 f"{where}: messages: {self._folder} has no chat template (use prompt or tokens, or add {_TEMPLATE})"
             )
         # The template writes the special tokens itself.
-        return tuple(self._load(where).encode(self._render(template, messages, where), add_special_tokens=False).ids)
+        return tuple(self.load(where).encode(self._render(template, messages, where), add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
-        return str(self._load(str(self._folder)).decode(list(tokens), skip_special_tokens=True))
+        return str(self.load(str(self._folder)).decode(list(tokens), skip_special_tokens=True))
 
-    def _load(self, where: str) -> tokenizers.Tokenizer:
+    def load(self, where: str) -> tokenizers.Tokenizer:
+        """Return the tokenizer itself, read when it is first asked for; `where` is what needs it.
+
+        Raises
+        ------
+        FileError
+            When there is none, or it cannot be read.
+        """
         if self._loaded is None:
             import tokenizers
 

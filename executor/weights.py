@@ -53,6 +53,7 @@ class ExpertStore:
         pinned = backend.host_empty if staged else pinned_memory(backend)
         self._streamed = self._flats({layer: streamed - of_link[layer] for layer in of_link}, pinned, dtype)
         self._on_cpu = self._flats({layer: on_cpu - of_cpu[layer] for layer in of_cpu}, backend.host_empty, dtype)
+        self._of_cpu = {layer: self._each((flat,)) for layer, flat in self._on_cpu.items()}
         self.bounds = self._bounds(streamed, policy.num_pages(model), dtype.itemsize)
         self._pages_in_memory = policy.pages_in_memory(model)
         slot = (streamed * self._expert,)
@@ -83,7 +84,7 @@ class ExpertStore:
 
     def on_cpu(self, layer: int) -> list[torch.Tensor]:
         """Return the experts in host memory that the CPU computes: the last ones, but for those on disk."""
-        return self._each((self._on_cpu[layer],))
+        return self._of_cpu[layer]
 
     def _each(self, flats: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         return [flat[at : at + self._expert] for flat in flats for at in range(0, flat.numel(), self._expert)]

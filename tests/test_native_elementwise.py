@@ -77,6 +77,24 @@ def test_a_row_alone_is_the_same_row_among_others_bit_for_bit(path, dtype, monke
     assert torch.equal(alone[0], whole[1700])
 
 
+@paths
+@settings(max_examples=60, deadline=None)
+@given(tokens=st.integers(1, 300), width=st.integers(1, 70), kinds=st.tuples(dtypes, dtypes), seed=st.integers(0, 99))
+def test_a_sum_and_its_norm_in_one_are_the_same_in_two_bit_for_bit(path, tokens, width, kinds, seed):
+    torch.manual_seed(seed)
+    total, x = (torch.randn(tokens, width).to(kind) for kind in kinds)
+    weight = torch.randn(width)
+    expected_total, expected, out = total.clone(), torch.empty_like(total), torch.empty_like(total)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HRM_NATIVE_ISA", path)
+        native.add_rms_norm(total, x, weight, 1e-5, out, 2)
+        native.add(expected_total, x, 1)
+        native.rms_norm(expected_total, weight, 1e-5, expected, 1)
+
+    assert torch.equal(total, expected_total)
+    assert torch.equal(out, expected)
+
+
 def test_what_contradicts_itself_is_refused():
     x, half = torch.ones(4, 2, 8), torch.ones(4, 1, 4)
     with pytest.raises(ValueError, match="norm of"):

@@ -120,6 +120,18 @@ def test_the_number_of_threads_does_not_change_a_bit(path, monkeypatch):
     assert torch.equal(outs[0], outs[2])
 
 
+def test_experts_write_over_what_was_there_where_they_do_not_add_to_it():
+    x, weights = random(5, 8, dtype=torch.bfloat16), [random(3 * 8 * 16, dtype=torch.bfloat16)]
+    # Nobody chooses the expert that is given but for the first token.
+    job = native.Experts(x, torch.tensor([[0], [1], [1], [1], [1]]), torch.ones(5, 1), weights, 0)
+    memory = scratch(5 * native.packed_bytes(8) + native.packed_bytes(16))
+    added, written = torch.zeros(5, 8), torch.full((5, 8), float("nan"))
+    native.experts(job, added, memory, 1)
+    native.experts(job, written, memory, 2, adds=False)
+
+    assert torch.equal(written, added)
+
+
 GROUPS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33, 47, 48, 127, 128, 129, 300)
 
 

@@ -4,7 +4,8 @@ Without a C++ compiler the package installs all the same, and all of it runs thr
 """
 
 from executor.native.attention import append_kv, decode_attention
-from executor.native.elementwise import add, rms_norm, rotate, suits_rows
+from executor.native.choices import largest, route
+from executor.native.elementwise import add, add_rms_norm, rms_norm, rotate, suits_rows
 from executor.native.library import available, instruction_sets, status_line
 from executor.native.prefill import Prompts, prefill_attention
 from executor.native.products import Experts, experts, linear, packed_bytes
@@ -13,16 +14,19 @@ __all__ = [
     "Experts",
     "Prompts",
     "add",
+    "add_rms_norm",
     "append_kv",
     "available",
     "decode_attention",
     "experts",
     "instruction_sets",
+    "largest",
     "linear",
     "packed_bytes",
     "prefill_attention",
     "rms_norm",
     "rotate",
+    "route",
     "status_line",
     "suits_rows",
 ]

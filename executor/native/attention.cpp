@@ -9,7 +9,7 @@
 #include "common.h"
 
 // Mirrored field by field in attention.py; change the version in library.py and here when it changes.
-constexpr int32_t kInterfaceVersion = 5;
+constexpr int32_t kInterfaceVersion = 6;
 
 struct HrmAttention {
     const void* query;  // [batch, num_query_heads, head_dim]
@@ -60,6 +60,12 @@ struct Block {
 struct Scratch {
     float *query, *sums, *running;
 };
+
+// Where the keys, and the values, of an item begin: of a (sequence, KV head).
+int64_t start_of(const HrmAttention& job, int64_t item) {
+    const int64_t sequence = item / job.num_kv_heads;
+    return job.offsets[sequence] + item % job.num_kv_heads * job.capacities[sequence] * job.head_dim;
+}
 
 #define HRM_KERNEL "attention_kernel.h"
 #include "each_path.h"
@@ -136,8 +142,12 @@ HRM_EXPORT int32_t hrm_decode_attention(const HrmAttention* job, int32_t path, i
     const auto work = [&](int64_t worker) {
         float* mine = memory + worker * floats;
         Scratch scratch{mine, mine + rows, mine + 2 * rows};
-        for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < num_items;)
-            attend(*job, shape, item / job->num_kv_heads, item % job->num_kv_heads, scratch);
+        // A worker takes an item while it works on the one before, and so knows what to request.
+        const auto taken = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
+        for (int64_t item = taken(), following; item < num_items; item = following) {
+            following = taken();
+            attend(*job, shape, item, following < num_items ? following : item, scratch);
+        }
     };
     run_parallel(num_workers, work);
     std::free(memory);

@@ -186,11 +186,11 @@ HRM_TARGET Vec weigh(Vec* scores, int num_vectors, int num_lanes, float scale, V
 }
 
 // One block of `count` tokens for kHeads query heads. `running` is the maximum and the sum of each lane. Memory is kept
-// busy all the time: V of this block is requested while K is scored (if `fetch`), K of the next while V is added.
+// busy all the time: V of this block is requested while K is scored (if `fetch`), and `upcoming_keys` while V is added.
 template <class Kernel, int kHeads>
 HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename Kernel::Element* values, int count,
                           const Shape& shape, const typename Kernel::Query* query, float* sums, Vec* running,
-                          bool fetch) {
+                          bool fetch, const char* upcoming_keys) {
     using Element = typename Kernel::Element;
     constexpr int kLanes = lanes(kHeads), kTokens = W / kLanes;
     constexpr int kUnits = W == 16 ? (kHeads <= 2 ? 4 : 2) : (kHeads == 1 ? 4 : kHeads == 2 ? 2 : 1);
@@ -210,8 +210,7 @@ HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename K
     const Vec correction = weigh<Kernel>(scores, filled, kLanes, shape.scale, running);
     Kernel::pack_weights(lane, count, kLanes);
 
-    const char* next_keys = reinterpret_cast<const char*>(keys) + shape.block_tokens * row_bytes + kAheadBytes;
-    Block block{lane, reinterpret_cast<const float*>(&correction), sums, shape.pad, next_keys};
+    Block block{lane, reinterpret_cast<const float*>(&correction), sums, shape.pad, upcoming_keys};
     constexpr int kWide = kUnits * kUnit;
     int at = 0;
     for (; at + kWide <= dim; at += kWide, block.sums += kWide, block.upcoming += count * kWide * sizeof(Element))
@@ -221,14 +220,15 @@ HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename K
     if (at < dim) Kernel::template add_units<kHeads, 1, true>(values + at, dim, count, dim - at, block);
 }
 
-// All the query heads of one (sequence, KV head).
+// All the query heads of one (sequence, KV head), an item. Meanwhile what the `following` item begins with is requested.
 template <class Kernel>
-HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t sequence, int64_t kv_head, Scratch& scratch) {
+HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t item, int64_t following, Scratch& scratch) {
+    const int64_t sequence = item / job.num_kv_heads, kv_head = item % job.num_kv_heads;
     using Element = typename Kernel::Element;
     using Query = typename Kernel::Query;
     const int group = shape.group, dim = shape.head_dim, pad = shape.pad;
     const int64_t first_row = (sequence * job.num_query_heads + kv_head * group) * dim;
-    const int64_t start = job.offsets[sequence] + kv_head * job.capacities[sequence] * dim;
+    const int64_t start = start_of(job, item), start_after = start_of(job, following);
     const Element* keys = static_cast<const Element*>(job.keys) + start;
     const Element* values = static_cast<const Element*>(job.values) + start;
     const int64_t length = job.lengths[sequence];
@@ -257,19 +257,22 @@ HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t sequ
         const int count = static_cast<int>(std::min<int64_t>(shape.block_tokens, length - first));
         const Element* k = keys + first * dim;
         const Element* v = values + first * dim;
+        const char* upcoming = reinterpret_cast<const char*>(k + shape.block_tokens * dim) + kAheadBytes;
+        if (first + shape.block_tokens >= length) upcoming = reinterpret_cast<const char*>(static_cast<const Element*>(job.keys) + start_after);
         for (int g = 0; g < group; g += 4) {
             const Query* q = query + g * pad;
             float* s = sums + g * pad;
             Vec* r = running + g / 2;
             switch (std::min(group - g, 4)) {
-                case 1: add_block<Kernel, 1>(k, v, count, shape, q, s, r, g == 0); break;
-                case 2: add_block<Kernel, 2>(k, v, count, shape, q, s, r, g == 0); break;
-                case 3: add_block<Kernel, 3>(k, v, count, shape, q, s, r, g == 0); break;
-                default: add_block<Kernel, 4>(k, v, count, shape, q, s, r, g == 0); break;
+                case 1: add_block<Kernel, 1>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
+                case 2: add_block<Kernel, 2>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
+                case 3: add_block<Kernel, 3>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
+                default: add_block<Kernel, 4>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
             }
         }
     }
 
+    prefetch(reinterpret_cast<const char*>(static_cast<const Element*>(job.values) + start_after), kAheadBytes);
     for (int g = 0; g < group; ++g) {
         const int num_lanes = lanes(std::min(group - g / 4 * 4, 4));
         const Vec sum = running[g / 4 * 2 + 1];

@@ -83,6 +83,16 @@ HRM_EXPORT void hrm_rms_norm(const HrmNorm* job, int32_t path, int32_t num_threa
     });
 }
 
+// A sum and the norm of what it makes, row by row.
+HRM_EXPORT void hrm_add_norm(const HrmSum* sum, const HrmNorm* job, int32_t path, int32_t num_threads) {
+    const auto add = kernels_for(path).add[2 * sum->total_is_bfloat16 + sum->x_is_bfloat16];
+    const auto norm = kernels_for(path).norm[2 * job->x.is_bfloat16 + job->weight_is_bfloat16];
+    for_rows(job->tokens, 1, job->width, num_threads, [&](int64_t token, int64_t) {
+        add(sum->total, sum->x, token * job->width, (token + 1) * job->width);
+        norm(row_of(job->x, token, 0), job->weight, row_of(job->out, token, 0), job->width, job->eps);
+    });
+}
+
 HRM_EXPORT void hrm_rotate(const HrmRotation* job, int32_t path, int32_t num_threads) {
     const auto rotate =
         kernels_for(path).rotate[4 * job->x.is_bfloat16 + 2 * job->out.is_bfloat16 + job->tables_are_bfloat16];

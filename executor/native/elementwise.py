@@ -14,7 +14,7 @@ from executor.native.library import available, chosen_path, library
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["add", "rms_norm", "rotate", "suits_rows"]
+__all__ = ["add", "add_rms_norm", "rms_norm", "rotate", "suits_rows"]
 
 
 class _Rows(ctypes.Structure):
@@ -82,18 +82,38 @@ def add(total: torch.Tensor, x: torch.Tensor, num_threads: int) -> None:
     ValueError
         When shapes or layouts contradict this description.
     """
+    job = _sum(total, x)
+    compiled = library()
+    assert compiled is not None
+    compiled.hrm_add(ctypes.byref(job), chosen_path(), num_threads)
+
+
+def add_rms_norm(
+    total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, num_threads: int
+) -> None:
+    """Do as `add` and then `rms_norm` of `total` [tokens, width] into `out`: to the bit what these two do.
+
+    Raises
+    ------
+    ValueError
+        When shapes, dtypes or layouts contradict their descriptions.
+    """
+    sum_job, job = _sum(total, x), _norm(total, weight, eps, out)
+    compiled = library()
+    assert compiled is not None
+    compiled.hrm_add_norm(ctypes.byref(sum_job), ctypes.byref(job), chosen_path(), num_threads)
+
+
+def _sum(total: torch.Tensor, x: torch.Tensor) -> _Sum:
     if total.shape != x.shape or not (total.is_contiguous() and x.is_contiguous()):
         raise ValueError(f"sum of {tuple(total.shape)} and {tuple(x.shape)}: expected contiguous tensors of one shape")
-    job = _Sum(
+    return _Sum(
         total=total.data_ptr(),
         x=x.data_ptr(),
         count=x.numel(),
         total_is_bfloat16=total.dtype.itemsize == 2,
         x_is_bfloat16=x.dtype.itemsize == 2,
     )
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_add(ctypes.byref(job), chosen_path(), num_threads)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, num_threads: int) -> None:
@@ -106,9 +126,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
     ValueError
         When shapes or dtypes contradict this description.
     """
+    job = _norm(x, weight, eps, out)
+    compiled = library()
+    assert compiled is not None
+    compiled.hrm_rms_norm(ctypes.byref(job), chosen_path(), num_threads)
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> _Norm:
     if out.shape != x.shape or out.dtype != x.dtype or weight.shape != x.shape[-1:] or x.dim() not in (2, 3):
         raise ValueError(f"norm of {tuple(x.shape)} by {tuple(weight.shape)} does not give {tuple(out.shape)}")
-    job = _Norm(
+    return _Norm(
         x=_rows(x),
         out=_rows(out),
         weight=weight.data_ptr(),
@@ -118,9 +145,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
         eps=eps,
         weight_is_bfloat16=weight.dtype.itemsize == 2,
     )
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_rms_norm(ctypes.byref(job), chosen_path(), num_threads)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, num_threads: int) -> None:

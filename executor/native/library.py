@@ -21,7 +21,7 @@ from hrm.errors import DeviceError
 
 __all__ = ["available", "chosen_path", "instruction_sets", "library", "status_line"]
 
-_INTERFACE_VERSION = 5
+_INTERFACE_VERSION = 6
 _INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 
@@ -76,8 +76,10 @@ def _library() -> ctypes.CDLL | None:
             found.hrm_decode_attention.argtypes = (pointer, number, number)
             found.hrm_prefill_attention.argtypes = (pointer, number, number)
             found.hrm_append_kv.argtypes = (pointer, pointer, pointer)
-            for kernel in (found.hrm_linear, found.hrm_experts, found.hrm_rms_norm, found.hrm_rotate, found.hrm_add):
+            for name in ("linear", "experts", "rms_norm", "rotate", "add", "route", "largest"):
+                kernel = getattr(found, f"hrm_{name}")
                 kernel.argtypes, kernel.restype = (pointer, number, number), None
+            found.hrm_add_norm.argtypes, found.hrm_add_norm.restype = (pointer, pointer, number, number), None
             found.hrm_use_openmp.argtypes, found.hrm_use_openmp.restype = (pointer,), None
             found.hrm_use_openmp(parallel_address())
             return found

@@ -29,7 +29,7 @@ struct HrmExperts {
     const int64_t* chosen;       // [tokens, per_token]: numbers of experts; those not given here add nothing
     const float* shares;         // as chosen
     const void* const* experts;  // each flat: gate [intermediate, hidden], up as gate, down [hidden, intermediate]
-    float* out;                  // [tokens, hidden]; added to
+    float* out;                  // [tokens, hidden]
     void* memory;                // packed_bytes(hidden) per token, packed_bytes(intermediate) per row at a time
     int64_t tokens;
     int64_t per_token;
@@ -40,6 +40,7 @@ struct HrmExperts {
     int64_t rows_at_a_time;
     int32_t x_is_bfloat16;
     int32_t weights_are_bfloat16;
+    int32_t adds;  // to what `out` holds
 };
 
 namespace {

@@ -39,7 +39,7 @@ class _Experts(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "chosen", "shares", "experts", "out", "memory")),
         *((name, ctypes.c_int64) for name in ("tokens", "per_token", "first_expert", "num_experts")),
         *((name, ctypes.c_int64) for name in ("hidden", "intermediate", "rows_at_a_time")),
-        *((name, ctypes.c_int32) for name in ("x_is_bfloat16", "weights_are_bfloat16")),
+        *((name, ctypes.c_int32) for name in ("x_is_bfloat16", "weights_are_bfloat16", "adds")),
     )
 
 
@@ -97,8 +97,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: tor
     compiled.hrm_linear(ctypes.byref(job), chosen_path(), num_threads)
 
 
-def experts(job: Experts, out: torch.Tensor, memory: torch.Tensor, num_threads: int) -> None:
+def experts(job: Experts, out: torch.Tensor, memory: torch.Tensor, num_threads: int, *, adds: bool = True) -> None:
     """Add to out [tokens, hidden], float32, what the experts give for each token: shares of down(silu(gate x) * up x).
+
+    Without `adds` what `out` held before does not count.
 
     `memory` holds `packed_bytes(hidden)` for each token and `packed_bytes(ff)` for as many rows as are worked on at a
     time, one at least. Tensors as `linear` wants them.
@@ -134,6 +136,7 @@ def experts(job: Experts, out: torch.Tensor, memory: torch.Tensor, num_threads: 
         rows_at_a_time=room,
         x_is_bfloat16=job.x.dtype.itemsize == 2,
         weights_are_bfloat16=first.dtype.itemsize == 2,
+        adds=adds,
     )
     compiled = library()
     assert compiled is not None

@@ -17,6 +17,10 @@ class Mixture {
     }
 
     void run() {
+        if (!job_.adds)
+            share_out(job_.tokens, static_cast<double>(job_.tokens * job_.hidden), num_threads_, [&](int64_t token) {
+                std::memset(job_.out + token * job_.hidden, 0, sizeof(float) * job_.hidden);
+            });
         const std::vector<int64_t> wanted = wanted_tokens();
         const int64_t count = static_cast<int64_t>(wanted.size());
         share_out(count, static_cast<double>(count * job_.hidden), num_threads_, [&](int64_t i) {
