@@ -15,7 +15,7 @@ from executor.attention import AttentionForm, append_kv, decode_attention, prefi
 from executor.experts import assignments, weighted_sum
 from executor.linear import linear, operand, suits_compiled
 from executor.memory import torch_dtype
-from executor.norm import add_to, rms_norm
+from executor.norm import add_and_norm, add_to, rms_norm
 from executor.rotary import rotate
 from executor.routing import route
 from executor.workspace import Workspace
@@ -194,13 +194,13 @@ def _attention_prefill(size: int, rows: int, device: torch.device, dtype: torch.
 
 
 def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
-    """Two norms, RoPE of queries and keys, values put by, routing, the sum to add to, two residuals: of one layer."""
+    """Two norms, RoPE of queries and keys, values put by, routing, two residuals: of one layer."""
     workspace = _workspace(4 * 8 * rows * size + 16 * 64, device)
     hidden = _filled(rows * size, device, dtype).view(rows, size)
     weight = _filled(size, device, dtype)
     heads = size // HEAD_DIM
     cos, sin = (_filled(rows * HEAD_DIM // 2, device, dtype).view(rows, 1, HEAD_DIM // 2) for _ in range(2))
-    logits = torch.rand((rows, ROUTED_EXPERTS), device=device).to(dtype)
+    logits = torch.rand((rows, ROUTED_EXPERTS), device=device)
 
     def call() -> None:
         with workspace.frame():
@@ -209,13 +209,12 @@ def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype)
             for part in (normed, keys):
                 rotate(part, cos, sin, workspace.take(part.shape, dtype))
             workspace.take(values.shape, dtype).copy_(values)
-            add_to(hidden, normed.view(rows, size))
         with workspace.frame():
-            normed = rms_norm(hidden, weight, 1e-5, workspace)
-            wide = operand(normed, weight, workspace)
+            normed = workspace.take(hidden.shape, dtype)
+            add_and_norm(hidden, hidden, weight, 1e-5, workspace, normed)
             routed = route(logits, ROUTED_PER_TOKEN)
             if not suits_compiled(weight):
                 assignments(*routed, ROUTED_EXPERTS)
-            add_to(hidden, workspace.take(hidden.shape, wide.dtype).zero_())
+            add_to(hidden, operand(normed, weight, workspace))
 
     return call
