@@ -196,7 +196,7 @@ def _attention_prefill(size: int, rows: int, device: torch.device, dtype: torch.
 def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
     """Two norms, RoPE of queries and keys, values put by, routing, two residuals: of one layer."""
     workspace = _workspace(4 * 8 * rows * size + 16 * 64, device)
-    hidden = _filled(rows * size, device, dtype).view(rows, size)
+    hidden, attended = (_filled(rows * size, device, dtype).view(rows, size) for _ in range(2))
     weight = _filled(size, device, dtype)
     heads = size // HEAD_DIM
     cos, sin = (_filled(rows * HEAD_DIM // 2, device, dtype).view(rows, 1, HEAD_DIM // 2) for _ in range(2))
@@ -211,7 +211,7 @@ def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype)
             workspace.take(values.shape, dtype).copy_(values)
         with workspace.frame():
             normed = workspace.take(hidden.shape, dtype)
-            add_and_norm(hidden, hidden, weight, 1e-5, workspace, normed)
+            add_and_norm(hidden, attended, weight, 1e-5, workspace, normed)
             routed = route(logits, ROUTED_PER_TOKEN)
             if not suits_compiled(weight):
                 assignments(*routed, ROUTED_EXPERTS)

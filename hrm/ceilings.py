@@ -30,8 +30,8 @@ class Kernel(StrEnum):
     elementwise        activations of one token: h1                            tokens
     =================  ======================================================  ==============================
 
-    The cache width is 2 x n_kv x d, K and V, or that of the latents. Of experts, several of which a call computes, a table
-    has what each further one adds to the call.
+    The cache width is 2 x n_kv x d, K and V, or that of the latents. A call computes several experts: a table has what
+    each further one adds to it.
     """
 
     PROJECTION = "projection"
