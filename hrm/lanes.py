@@ -217,10 +217,17 @@ def items_of(kind: TaskKind, model: ModelSpec, sequences: Reals) -> Reals:
 
 
 def _as_tasks(costs: Kinds, grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> Kinds:
-    """Add to each task that has something to do what it takes beyond its kernels and bytes."""
+    """Add to each task that has something to do what it takes beyond its kernels and bytes.
+
+    A cache is fetched by many small copies, each asked for while the one before crosses: of asking and crossing what
+    takes longer counts.
+    """
     found = {}
     for kind, cost in costs.items():
-        extra_s = rates.task_s(grid.template, kind, shape.phase, items_of(kind, model, shape.sequences))
+        extra_s: Reals = rates.each_s(grid.template, kind, shape.phase) * items_of(kind, model, shape.sequences)
+        if kind is TaskKind.KV_LOAD:
+            extra_s = np.maximum(extra_s - cost.seconds, 0.0)
+        extra_s = extra_s + rates.task_s(grid.template, kind, shape.phase)
         if np.any(extra_s):
             beyond_s = extra_s * np.sign(cost.seconds)
             cost = add_costs([cost, Cost(seconds=beyond_s, latency_s=beyond_s)])

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import field
 
 from hrm.achievable import DeviceClass, Trait, default
-from hrm.arrays import Reals
 from hrm.ceilings import CeilingTable, Kernel
 from hrm.dtypes import DType
 from hrm.hardware import HardwareProfile, Level, Link, Rate, SharedRate
@@ -157,19 +156,23 @@ class Rates:
             return 0.0
         return self.trait(Trait.LAUNCH, level) if place.launch_s is None else place.launch_s
 
-    def task_s(self, policy: Policy, kind: TaskKind, phase: Phase, items: Reals) -> Reals:
+    def task_s(self, policy: Policy, kind: TaskKind, phase: Phase) -> float:
         """Return what a task takes beyond its kernels and bytes (nothing at peaks, or where it was not measured).
 
-        `items` is what it goes through one by one. In prefill attention is the main device's wherever it is in decode,
-        where what a task takes was measured.
+        In prefill attention is the main device's wherever it is in decode, where what a task takes was measured.
         """
         if not self.measured:
             return 0.0
         place = placement_of(policy, kind)
-        each_s = self.hardware.sequence_s.get(place, {}).get(phase, {}).get(kind, 0.0)
         if kind is TaskKind.ATTENTION and phase is Phase.PREFILL and policy.main_device is Processor.GPU:
             place = "attention_on_gpu"
-        return self.hardware.task_s.get(place, {}).get(kind, 0.0) + (each_s * items if each_s else 0.0)
+        return self.hardware.task_s.get(place, {}).get(kind, 0.0)
+
+    def each_s(self, policy: Policy, kind: TaskKind, phase: Phase) -> float:
+        """Return what a task takes for each thing that it goes through one by one (nothing at peaks, likewise)."""
+        if not self.measured:
+            return 0.0
+        return self.hardware.sequence_s.get(placement_of(policy, kind), {}).get(phase, {}).get(kind, 0.0)
 
     @property
     def staging_bytes_per_s(self) -> float:

@@ -10,7 +10,7 @@ from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.estimate import Fidelity
 from hrm.hardware import EmulatedSpec
-from hrm.lanes import pass_costs
+from hrm.lanes import items_of, pass_costs
 from hrm.microbench.overheads import TaskRun, by_sequence, overheads
 from hrm.policy import Processor, ScheduleName
 from hrm.policy_grid import PolicyGrid
@@ -185,6 +185,20 @@ def test_a_task_takes_longer_by_each_of_its_sequences_in_the_phase_alone():
         extra_s = 3 * 0.25 if kind is TaskKind.QKV_OFFLOAD else 0.0
         assert prefill[kind].seconds - cost.seconds == pytest.approx(extra_s)
     assert decode == only(costs(machine(), Phase.DECODE, of=of))
+
+
+def test_copies_of_a_cache_are_asked_for_while_others_cross():
+    """Of 2 parts x heads x sequences small copies the asking counts where it takes longer than all their bytes."""
+    of = policy(schedule=ScheduleName.KV_TRANSFER, attention=Processor.GPU)
+    plain = only(costs(machine(), of=of))[TaskKind.KV_LOAD].seconds
+
+    def fetched_s(each_s):
+        each = {"kv_transfer": {Phase.DECODE: {TaskKind.KV_LOAD: each_s}}}
+        return only(costs(replace(machine(), sequence_s=each), of=of))[TaskKind.KV_LOAD].seconds
+
+    items = items_of(TaskKind.KV_LOAD, model(), of.micro_batch_size)
+    assert fetched_s(0.5 * plain / items) == plain
+    assert fetched_s(3.0 * plain / items) == pytest.approx(3.0 * plain)
 
 
 def test_the_part_of_a_task_that_goes_by_the_sequence_is_not_charged_twice():

@@ -72,6 +72,7 @@ def by_sequence(profile: HardwareProfile, runs: Iterable[TaskRun]) -> BySequence
     """Return, by placement, phase and kind, what each further sequence adds to a task beyond what the profile explains.
 
     It is the slope from the first run of a placement to the first one with more sequences, by what `items_of` counts.
+    Of a cache that is fetched it is all that each adds: its bytes cross while the next copy is asked for.
     """
     first: dict[tuple[str, Phase, TaskKind], tuple[int, float]] = {}
     found: BySequence = {}
@@ -82,9 +83,10 @@ def by_sequence(profile: HardwareProfile, runs: Iterable[TaskRun]) -> BySequence
             for kind, beyond_s in _beyond(profile, run, phase):
                 place = placement_of(run.policy, kind)
                 items = int(items_of(kind, run.model, run.policy.micro_batch_size))
-                few, few_s = first.setdefault((place, phase, kind), (items, beyond_s))
+                spent_s = run.seconds[phase][kind] if kind is TaskKind.KV_LOAD else beyond_s
+                few, few_s = first.setdefault((place, phase, kind), (items, spent_s))
                 if kind in kinds and items > few:
-                    slope_s = max(0.0, beyond_s - few_s) / (items - few)
+                    slope_s = max(0.0, spent_s - few_s) / (items - few)
                     found.setdefault(place, {}).setdefault(phase, {}).setdefault(kind, slope_s)
     return found
 
