@@ -1,12 +1,12 @@
-"""How close an expert's FFN on the CPU comes to its roofs, by tokens per expert, with the roofs measured beside it.
+"""How close experts' FFNs on the CPU come to their roofs, by tokens per expert, with the roofs measured beside them.
 
 Rounds alternate the DRAM read roof (a sum over a tensor far larger than any cache), the GEMM roof (the best of a matrix
-library's products, of float32 or of bfloat16, whichever are faster here), the executor's experts and the same FFN by
-`F.linear`, over experts that no cache holds. Each round gives the share reached of min(GEMM roof, intensity x read
-roof); the median is printed with the smallest and the largest. The intensity counts an expert's weights once, and
-nothing else.
+library's products, of float32 or of bfloat16, whichever are faster here), the executor's experts, all of a layer in a
+call as it computes them, and the same FFNs by `F.linear`, over experts that no cache holds. Each round gives the share
+reached of min(GEMM roof, intensity x read roof); the median is printed with the smallest and the largest. The intensity
+counts an expert's weights once, and nothing else.
 
-    python benchmarks/expert_ffn.py [--tokens 1 8 64] [--threads 1 2] [--rounds 5] [--dtype float32]
+    python benchmarks/expert_ffn.py [--tokens 1 8 64] [--threads 1 2] [--rounds 5] [--experts 4] [--dtype float32]
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 512])
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--experts", type=int, default=4, help="of a layer, computed in one call")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of weights and tokens")
     options = parser.parse_args()
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
@@ -65,29 +66,32 @@ def main() -> None:
     copies = -(-COPIES_BYTES // (size * dtype.itemsize))
     experts = [huge_paged((size,), dtype).copy_(torch.randn(size).mul_(0.02)) for _ in range(copies)]
     print(
-        f"{native.status_line()}; an expert of {HIDDEN} x {INTERMEDIATE} in {options.dtype}, {copies} of them in turn"
+        f"{native.status_line()}; experts of {HIDDEN} x {INTERMEDIATE} in {options.dtype}, {options.experts} a call, "
+        f"{copies} in turn"
     )
     print("threads tokens  read GB/s  GEMM  roof  ours  F.linear GFLOP/s  ours / roof (least-most)  F.linear / roof")
     with torch.inference_mode():
         for num_threads, tokens in itertools.product(options.threads, options.tokens):
             torch.set_num_threads(num_threads)
-            print(line(num_threads, tokens, measure(experts, tokens, options.rounds)), flush=True)
+            rounds = measure(experts, (options.experts, tokens), options.rounds)
+            print(line(num_threads, tokens, rounds), flush=True)
 
 
-def measure(experts: list[torch.Tensor], tokens: int, num_rounds: int) -> list[Round]:
+def measure(experts: list[torch.Tensor], layer: tuple[int, int], num_rounds: int) -> list[Round]:
     """Alternate both roofs, the executor and the library; what runs first is warmed up."""
     stream, squares = torch.ones(ROOF_BYTES // 4), gemm_operands()
-    ours, library = executor_ffn(experts, tokens), library_ffn(experts, tokens)
+    ours, library = executor_ffn(experts, layer), library_ffn(experts, layer)
     for work in (stream.sum, ours, library):
         work()
-    flop = tokens * FLOP_PER_TOKEN
+    count, tokens = layer
+    flop = count * tokens * FLOP_PER_TOKEN
     return [
         Round(
             read_bytes_per_s=ROOF_BYTES / seconds(stream.sum),
             gemm_flop_per_s=max(gemm_flop_per_s(square[:rows], square) for square in squares for rows in GEMM_ROWS),
             ours_flop_per_s=flop / seconds(ours),
             library_flop_per_s=flop / seconds(library),
-            intensity_flop_per_byte=flop / experts[0].nbytes,
+            intensity_flop_per_byte=flop / (count * experts[0].nbytes),
         )
         for _ in range(num_rounds)
     ]
@@ -117,27 +121,31 @@ def seconds(work: Work) -> float:
             return taken_s / count
 
 
-def executor_ffn(experts: list[torch.Tensor], tokens: int) -> Work:
-    """Return a call of the executor's experts over tokens that all chose the same one, with its weighted sum."""
-    workspace = host_workspace(int(experts_workspace_bytes(tokens, HIDDEN, INTERMEDIATE, 1)))
-    x, turn = torch.randn(tokens, HIDDEN).to(experts[0].dtype), itertools.cycle(experts)
-    shares, chosen = torch.full((tokens, 1), 0.5), torch.zeros((tokens, 1), dtype=torch.int64)
+def executor_ffn(experts: list[torch.Tensor], layer: tuple[int, int]) -> Work:
+    """Return a call of the executor's experts: so many, each chosen by so many tokens, with the weighted sum."""
+    count, tokens = layer
+    workspace = host_workspace(int(experts_workspace_bytes(count * tokens, HIDDEN, INTERMEDIATE, count)))
+    x, turn = torch.randn(count * tokens, HIDDEN).to(experts[0].dtype), itertools.cycle(experts)
+    shares = torch.full((len(x), 1), 0.5)
+    chosen = torch.arange(len(x)).remainder_(count).unsqueeze(1)
 
     def run() -> None:
         with workspace.frame():
-            weighted_sum(x, shares, chosen, [next(turn)], 0, workspace)
+            weighted_sum(x, shares, chosen, [next(turn) for _ in range(count)], 0, workspace)
 
     return run
 
 
-def library_ffn(experts: list[torch.Tensor], tokens: int) -> Work:
-    """Return the same FFN by three calls of `F.linear` on the weights as they are."""
+def library_ffn(experts: list[torch.Tensor], layer: tuple[int, int]) -> Work:
+    """Return the same FFNs by three calls of `F.linear` each, on the weights as they are."""
+    count, tokens = layer
     x, turn = torch.randn(tokens, HIDDEN).to(experts[0].dtype), itertools.cycle(experts)
 
     def run() -> None:
-        gate, up, down = next(turn).view(3, -1)
-        gate, up = gate.view(-1, HIDDEN), up.view(-1, HIDDEN)
-        F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down.view(HIDDEN, -1))
+        for _ in range(count):
+            gate, up, down = next(turn).view(3, -1)
+            gate, up = gate.view(-1, HIDDEN), up.view(-1, HIDDEN)
+            F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down.view(HIDDEN, -1))
 
     return run
 

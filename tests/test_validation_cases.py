@@ -40,6 +40,10 @@ def test_plans_that_keep_two_lanes_busy_come_before_others():
     assert keep_two == sorted(keep_two, reverse=True)
 
 
+def test_a_cpu_alone_has_half_as_many_spread_plans():
+    assert len(list(validation_cases._spread(site(cpu_only(FAST)), 16, ASKED))) == ASKED.spread // 2
+
+
 def test_of_the_jobs_drawn_the_one_is_taken_that_keeps_a_second_lane_busiest():
     where = site(machine(cpu=FAST, gpu=FAST))
     draw, found = random.Random(ASKED.seed), []

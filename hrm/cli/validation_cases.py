@@ -228,6 +228,7 @@ def _spread(site: Site, size: int, asked: Asked) -> Iterator[tuple[Policy, Token
     """Yield policies from all over the space, each with a job of its own, that take about the time of a case.
 
     Those that should keep two lanes busy go before the others: where one lane sets the pace alone, little is predicted.
+    Of a CPU alone, which has no other, there are half as many.
     """
     from itertools import islice
 
@@ -235,7 +236,8 @@ def _spread(site: Site, size: int, asked: Asked) -> Iterator[tuple[Policy, Token
 
     wanted: list[tuple[Policy, Tokens, Workload]] = []
     others: list[tuple[Policy, Tokens, Workload]] = []
-    for number, draw in enumerate(islice(draws(asked.spread, asked.seed), DRAWS_PER_CASE * asked.spread)):
+    count = asked.spread if site.hardware.has_gpu else max(1, asked.spread // 2)
+    for number, draw in enumerate(islice(draws(count, asked.seed), DRAWS_PER_CASE * count)):
         tokens = site.pool.take(size, draw.prompt_len, asked.seed + number)
         gen_len = round(LEAST_GEN_LEN * (MOST_GEN_LEN / LEAST_GEN_LEN) ** draw.gen_len)
         workload = _workload(tokens, gen_len)
@@ -249,9 +251,9 @@ def _spread(site: Site, size: int, asked: Asked) -> Iterator[tuple[Policy, Token
                 _foreseen(site, policy, workload, Fidelity.SIMULATED).second_busy >= SURELY_BUSY
             )
             (wanted if keeps_two or not site.hardware.has_gpu else others).append((policy, tokens, workload))
-        if len(wanted) == asked.spread:
+        if len(wanted) == count:
             break
-    yield from (wanted + others)[: asked.spread]
+    yield from (wanted + others)[:count]
 
 
 @record

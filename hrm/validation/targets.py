@@ -9,7 +9,7 @@ from hrm.records import record
 from hrm.validation.judgement import Judgement
 from hrm.validation.quantities import END_TO_END
 
-__all__ = ["Target", "targets"]
+__all__ = ["SURE", "Target", "targets"]
 
 MOST_MAPE, LEAST_CASES, LEAST_BUSY = 0.06, 40, 1 / 3
 LEAST_TAU, MOST_REGRET, SURE = 0.9, 0.03, 0.8
