@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from executor.attention import append_kv, decode_attention
@@ -9,7 +12,9 @@ from executor.buffers import DecodeFlight
 from executor.decoder import pre_attention
 from executor.kv_cache import CacheView, LoadedKV
 from executor.latent import LatentWeights, fold, unfold
+from executor.repeated import Repeated
 from executor.state import Step, WaveState
+from hrm.policy import Processor
 from hrm.schedule.task import IN_FLIGHT
 
 __all__ = ["DecodeTasks"]
@@ -23,6 +28,7 @@ class DecodeTasks:
 
     def __init__(self, state: WaveState) -> None:
         self.state = state
+        self._repeated = Repeated()
         self._rotary: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._layouts: dict[tuple[int, int | None], tuple[int, Layout, Layout]] = {}
 
@@ -40,10 +46,26 @@ class DecodeTasks:
             state.embed(state.buffers.generated[step.pass_index - 1, batch.first : batch.last], hidden)
             # The token's position is the number of tokens before it.
             positions = state.round.on_main.at(step.pass_index, batch.first, batch.last)
-            self._rotary[step.task.part] = state.rotary.at(positions)
-        rotary = self._rotary[step.task.part]
+            self._rotate_at(step.task.part, state.rotary.at(positions))
+        self._as_before(step, partial(self._project, step, hidden))
+
+    def _rotate_at(self, part: int, rotary: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Put cosines and sines where those of a micro-batch lie in every pass."""
+        for kept, new in zip(self._rotary.setdefault(part, rotary), rotary, strict=True):
+            if kept is not new:
+                kept.copy_(new)
+
+    def _as_before(self, step: Step, work: Callable[[], None]) -> None:
+        """Do a task's work; on the CPU each pass finds its operands where the pass before did."""
+        if self.state.policy.main_device is Processor.CPU:
+            self._repeated.run(step.task.key, work)
+        else:
+            work()
+
+    def _project(self, step: Step, hidden: torch.Tensor) -> None:
+        state, rotary = self.state, self._rotary[step.task.part]
         model, layer = state.model, state.weights.layers[step.task.layer]
-        query, *cached = self._flight(step).parts(batch.num_sequences)
+        query, *cached = self._flight(step).parts(self.state.batch(step).num_sequences)
         with state.workspace.frame():
             whole = query
             if isinstance(layer.attention, LatentWeights):
@@ -122,6 +144,10 @@ class DecodeTasks:
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half, and after the last layer the head."""
+        self._as_before(step, partial(self._finish, step))
+        self.state.choose_after(step)
+
+    def _finish(self, step: Step) -> None:
         state, attended = self.state, self._flight(step).attended(self.state.batch(step).num_sequences)
         weights = state.weights.layers[step.task.layer].attention
         with state.workspace.frame():

@@ -128,7 +128,8 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
     """
     if form == PLAIN and suits_compiled(experts[0]):
         total = workspace.take(x.shape, torch.float32)
-        add_compiled(native.Experts(x, chosen.to(torch.int64), weights, experts, first), total, workspace, adds=False)
+        numbers = chosen if chosen.dtype == torch.int64 else chosen.to(torch.int64)
+        add_compiled(native.Experts(x, numbers, weights, experts, first), total, workspace, adds=False)
         return total
     wide = operand(x, experts[0], workspace)
     total = workspace.take(x.shape, wide.dtype).zero_()

@@ -82,6 +82,7 @@ class PrefillTasks:
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half; after the last layer only each prompt's last token goes through the head."""
         self.state.post_attention(step, self._flight(step).attended(self.state.batch(step)))
+        self.state.choose_after(step)
 
 
 def _by_prompt(rows: torch.Tensor, prompts: int) -> torch.Tensor:

@@ -133,7 +133,7 @@ class WaveState:
         return self.buffers.split[phase][self.position(step) % IN_FLIGHT]
 
     def post_attention(self, step: Step, attended: torch.Tensor) -> None:
-        """Run what follows attention in the step's layer, up to split experts, or to the next token where none are."""
+        """Run what follows attention in the step's layer, up to experts that are split or on disk, if any are."""
         hidden, layer = self.hidden(step), self.weights.layers[step.task.layer]
         is_moe = step.task.layer not in self.model.dense_layers
         if self.buffers.split and is_moe:
@@ -145,7 +145,11 @@ class WaveState:
             return
         experts = self.main_experts(step.task.layer, self.use(step)) if is_moe else []
         post_attention(attended, hidden, layer, experts, self.model, self.workspace)
-        if step.task.layer == self.model.num_layers - 1:
+
+    def choose_after(self, step: Step) -> None:
+        """Choose the next token after the last layer, unless its experts, split or on disk, are still to come."""
+        is_last, is_moe = step.task.layer == self.model.num_layers - 1, step.task.layer not in self.model.dense_layers
+        if is_last and not (is_moe and (self.buffers.split or self.policy.computes_from_disk)):
             self.choose(step)
 
     def _wait_for_disk(self, step: Step, attended: torch.Tensor) -> None:

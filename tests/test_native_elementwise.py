@@ -121,3 +121,14 @@ def test_sums_are_rounded_once_as_by_torch(path, total_dtype, dtype, monkeypatch
     native.add(total, x, 2)
 
     assert torch.equal(total, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=sizes, dtype=dtypes)
+def test_rows_are_copied_wherever_they_lie(sizes, dtype):
+    x, room = rows_apart(sizes, dtype), torch.zeros(*sizes[:2], sizes[2] + 3, dtype=dtype)
+
+    native.copy_rows(x, room[..., 3:], 2)
+
+    assert torch.equal(room[..., 3:], x)
+    assert not room[..., :3].any()

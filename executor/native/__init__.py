@@ -5,18 +5,20 @@ Without a C++ compiler the package installs all the same, and all of it runs thr
 
 from executor.native.attention import append_kv, decode_attention
 from executor.native.choices import largest, route
-from executor.native.elementwise import add, add_rms_norm, rms_norm, rotate, suits_rows
-from executor.native.library import available, instruction_sets, status_line
+from executor.native.elementwise import add, add_rms_norm, copy_rows, rms_norm, rotate, suits_rows
+from executor.native.library import Call, available, instruction_sets, recording, status_line
 from executor.native.prefill import Prompts, prefill_attention
 from executor.native.products import Experts, experts, linear, packed_bytes
 
 __all__ = [
+    "Call",
     "Experts",
     "Prompts",
     "add",
     "add_rms_norm",
     "append_kv",
     "available",
+    "copy_rows",
     "decode_attention",
     "experts",
     "instruction_sets",
@@ -24,6 +26,7 @@ __all__ = [
     "linear",
     "packed_bytes",
     "prefill_attention",
+    "recording",
     "rms_norm",
     "rotate",
     "route",

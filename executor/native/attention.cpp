@@ -9,7 +9,7 @@
 #include "common.h"
 
 // Mirrored field by field in attention.py; change the version in library.py and here when it changes.
-constexpr int32_t kInterfaceVersion = 6;
+constexpr int32_t kInterfaceVersion = 7;
 
 struct HrmAttention {
     const void* query;  // [batch, num_query_heads, head_dim]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from executor.native.library import chosen_path, library
+from executor.native.library import call
 
 if TYPE_CHECKING:
     import torch
@@ -69,9 +69,7 @@ def route(
         scale=scale,
         renormalized=renormalized,
     )
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_route(ctypes.byref(job), chosen_path(), num_threads)
+    call("route", num_threads, job)
 
 
 def largest(x: torch.Tensor, out: torch.Tensor, num_threads: int) -> None:
@@ -96,9 +94,7 @@ def largest(x: torch.Tensor, out: torch.Tensor, num_threads: int) -> None:
         stride=x.stride(0),
         is_bfloat16=x.dtype.itemsize == 2,
     )
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_largest(ctypes.byref(job), chosen_path(), num_threads)
+    call("largest", num_threads, job)
 
 
 def _check(*tensors: torch.Tensor) -> None:

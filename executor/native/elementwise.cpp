@@ -28,6 +28,11 @@ struct HrmRotation {
     int32_t tables_are_bfloat16;
 };
 
+struct HrmCopy {
+    HrmRows x, out;  // of one format
+    int64_t tokens, heads, width;
+};
+
 struct HrmSum {
     void* total;  // added to
     const void* x;
@@ -100,6 +105,13 @@ HRM_EXPORT void hrm_rotate(const HrmRotation* job, int32_t path, int32_t num_thr
     for_rows(job->tokens, job->heads, 2 * job->half, num_threads, [&](int64_t token, int64_t head) {
         rotate(row_of(job->x, token, head), static_cast<const char*>(job->cos) + token * table_bytes,
                static_cast<const char*>(job->sin) + token * table_bytes, row_of(job->out, token, head), job->half);
+    });
+}
+
+HRM_EXPORT void hrm_copy_rows(const HrmCopy* job, int32_t, int32_t num_threads) {
+    const size_t row_bytes = job->width * (job->x.is_bfloat16 ? 2 : 4);
+    for_rows(job->tokens, job->heads, job->width, num_threads, [&](int64_t token, int64_t head) {
+        std::memcpy(row_of(job->out, token, head), row_of(job->x, token, head), row_bytes);
     });
 }
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from executor.native.library import available, chosen_path, library
+from executor.native.library import available, call
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["add", "add_rms_norm", "rms_norm", "rotate", "suits_rows"]
+__all__ = ["add", "add_rms_norm", "copy_rows", "rms_norm", "rotate", "suits_rows"]
 
 
 class _Rows(ctypes.Structure):
@@ -64,6 +64,12 @@ class _Rotation(ctypes.Structure):
     )
 
 
+class _Copy(ctypes.Structure):
+    """Mirrors `HrmCopy` in elementwise.cpp, field by field."""
+
+    _fields_ = (("x", _Rows), ("out", _Rows), *((name, ctypes.c_int64) for name in ("tokens", "heads", "width")))
+
+
 def suits_rows(*tensors: torch.Tensor) -> bool:
     """Whether the compiled kernels work on such tensors: float32 or bfloat16 in host memory, each row contiguous."""
     return available() and all(
@@ -83,9 +89,7 @@ def add(total: torch.Tensor, x: torch.Tensor, num_threads: int) -> None:
         When shapes or layouts contradict this description.
     """
     job = _sum(total, x)
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_add(ctypes.byref(job), chosen_path(), num_threads)
+    call("add", num_threads, job)
 
 
 def add_rms_norm(
@@ -99,9 +103,7 @@ def add_rms_norm(
         When shapes, dtypes or layouts contradict their descriptions.
     """
     sum_job, job = _sum(total, x), _norm(total, weight, eps, out)
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_add_norm(ctypes.byref(sum_job), ctypes.byref(job), chosen_path(), num_threads)
+    call("add_norm", num_threads, sum_job, job)
 
 
 def _sum(total: torch.Tensor, x: torch.Tensor) -> _Sum:
@@ -127,9 +129,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
         When shapes or dtypes contradict this description.
     """
     job = _norm(x, weight, eps, out)
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_rms_norm(ctypes.byref(job), chosen_path(), num_threads)
+    call("rms_norm", num_threads, job)
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> _Norm:
@@ -171,9 +171,21 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Ten
         half=width // 2,
         tables_are_bfloat16=cos.dtype.itemsize == 2,
     )
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_rotate(ctypes.byref(job), chosen_path(), num_threads)
+    call("rotate", num_threads, job)
+
+
+def copy_rows(x: torch.Tensor, out: torch.Tensor, num_threads: int) -> None:
+    """Copy x [tokens, heads, width] into `out`, of its dtype. All as `suits_rows` asks.
+
+    Raises
+    ------
+    ValueError
+        When shapes or dtypes contradict this description.
+    """
+    if x.dim() != 3 or out.shape != x.shape or out.dtype != x.dtype:
+        raise ValueError(f"copy of {x.dtype} {tuple(x.shape)} does not give {out.dtype} {tuple(out.shape)}")
+    tokens, heads, width = x.shape
+    call("copy_rows", num_threads, _Copy(x=_rows(x), out=_rows(out), tokens=tokens, heads=heads, width=width))
 
 
 def _rows(tensor: torch.Tensor) -> _Rows:

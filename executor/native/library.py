@@ -6,23 +6,66 @@ torch itself runs on, where it has one: they are up already, and no second pool 
 
 Two environment variables are read at each call: `HRM_NATIVE=0` turns the library off, and
 `HRM_NATIVE_ISA=scalar|avx2|avx512|avx512_bf16` forces one of its paths instead of the best that the CPU has.
+
+Kernels that cannot fail are called by `call`, so that `recording` can list what a thread asked for.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import NamedTuple
 
 from hrm.device.openmp import parallel_address
 from hrm.errors import DeviceError
 
-__all__ = ["available", "chosen_path", "instruction_sets", "library", "status_line"]
+__all__ = ["Call", "available", "call", "chosen_path", "instruction_sets", "library", "recording", "status_line"]
 
-_INTERFACE_VERSION = 6
+_INTERFACE_VERSION = 7
 _INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
+
+
+class Call(NamedTuple):
+    """A kernel with the arguments of a call. They hold pointers: what these point to must live as long."""
+
+    kernel: Callable[..., None]
+    arguments: tuple[object, ...]
+
+
+class _Recorded(threading.local):
+    """What the thread has called since its `recording` began; None outside of one."""
+
+    calls: list[Call] | None = None
+
+
+_recorded = _Recorded()
+
+
+@contextmanager
+def recording() -> Iterator[list[Call]]:
+    """List what this thread calls inside the block."""
+    outside, calls = _recorded.calls, list[Call]()
+    _recorded.calls = calls
+    try:
+        yield calls
+    finally:
+        _recorded.calls = outside
+
+
+def call(kernel: str, num_threads: int, *jobs: ctypes.Structure) -> None:
+    """Run a kernel on the path of this CPU; there must be a library."""
+    compiled = library()
+    assert compiled is not None
+    asked = Call(getattr(compiled, f"hrm_{kernel}"), (*map(ctypes.byref, jobs), chosen_path(), num_threads))
+    asked.kernel(*asked.arguments)
+    if _recorded.calls is not None:
+        _recorded.calls.append(asked)
 
 
 def library() -> ctypes.CDLL | None:
@@ -76,7 +119,7 @@ def _library() -> ctypes.CDLL | None:
             found.hrm_decode_attention.argtypes = (pointer, number, number)
             found.hrm_prefill_attention.argtypes = (pointer, number, number)
             found.hrm_append_kv.argtypes = (pointer, pointer, pointer)
-            for name in ("linear", "experts", "rms_norm", "rotate", "add", "route", "largest"):
+            for name in ("linear", "experts", "rms_norm", "rotate", "copy_rows", "add", "route", "largest"):
                 kernel = getattr(found, f"hrm_{name}")
                 kernel.argtypes, kernel.restype = (pointer, number, number), None
             found.hrm_add_norm.argtypes, found.hrm_add_norm.restype = (pointer, pointer, number, number), None

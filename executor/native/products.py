@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from executor.native.library import chosen_path, library
+from executor.native.library import call
 
 if TYPE_CHECKING:
     import torch
@@ -92,9 +92,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, memory: tor
         weights_are_bfloat16=weight.dtype.itemsize == 2,
         out_is_bfloat16=out.dtype.itemsize == 2,
     )
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_linear(ctypes.byref(job), chosen_path(), num_threads)
+    call("linear", num_threads, job)
 
 
 def experts(job: Experts, out: torch.Tensor, memory: torch.Tensor, num_threads: int, *, adds: bool = True) -> None:
@@ -138,9 +136,8 @@ def experts(job: Experts, out: torch.Tensor, memory: torch.Tensor, num_threads: 
         weights_are_bfloat16=first.dtype.itemsize == 2,
         adds=adds,
     )
-    compiled = library()
-    assert compiled is not None
-    compiled.hrm_experts(ctypes.byref(asked), chosen_path(), num_threads)
+    asked.kept = pointers  # as long as the job
+    call("experts", num_threads, asked)
 
 
 def _check(fits: bool, x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor) -> None:

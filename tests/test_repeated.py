@@ -1,0 +1,116 @@
+"""Repeated work: it does what the work itself does, and what torch computes is never taken for repeatable."""
+
+import os
+
+import pytest
+import torch
+
+from executor import native
+from executor.norm import add_to, rms_norm
+from executor.repeated import Repeated
+from executor.workspace import host_workspace
+from hrm.dtypes import DType
+from tests.engines import policy_of, prompts_for, run, tiny_model, tokens_of
+
+pytestmark = pytest.mark.skipif(
+    not native.available() and "CI" not in os.environ,
+    reason="no compiled kernel here (python setup.py build_ext --inplace)",
+)
+
+
+class Work:
+    """Adds a norm of its operand to a sum; counts how often it was done itself."""
+
+    def __init__(self):
+        self.workspace = host_workspace(1 << 12)
+        self.operand, self.sum, self.weight = torch.ones(2, 3, 8), torch.zeros(2, 3, 8), torch.ones(8)
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+        with self.workspace.frame():
+            add_to(self.sum[1], rms_norm(self.operand[1], self.weight, 0.0, self.workspace))
+
+
+def test_what_is_repeated_works_on_what_lies_there_now():
+    work, repeated = Work(), Repeated()
+    for number in range(1, 5):
+        work.operand.fill_(number).mul_(torch.tensor([1.0, -1.0] * 4))
+        repeated.run("key", work)
+
+    assert work.times == 1
+    assert work.sum[1].tolist() == [[4.0, -4.0] * 4] * 3
+    assert not work.sum[0].any()
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda x: x.add_(1), lambda x: x.clone(), lambda x: x.to(torch.float64), lambda x: x.sum().item()]
+)
+def test_work_of_which_torch_computes_a_part_is_done_each_time(compute):
+    work, repeated = Work(), Repeated()
+
+    def both():
+        work()
+        compute(work.operand)
+
+    for _ in range(3):
+        repeated.run("key", both)
+
+    assert work.times == 3
+
+
+def test_each_key_has_work_of_its_own():
+    works, repeated = [Work(), Work()], Repeated()
+    for _ in range(3):
+        for key, work in enumerate(works):
+            repeated.run(key, work)
+
+    assert [work.times for work in works] == [1, 1]
+    assert all(torch.equal(work.sum[1], torch.full((3, 8), 3.0)) for work in works)
+
+
+def test_memory_that_the_work_allocated_lives_on():
+    source, repeated, made = torch.ones(1, 1, 1 << 16), Repeated(), []
+
+    def work():
+        target = torch.empty(source.shape)
+        native.copy_rows(source, target, 1)
+        made.append(target.data_ptr())
+
+    repeated.run("key", work)
+    others = [torch.zeros(source.shape) for _ in range(8)]
+    repeated.run("key", work)
+
+    assert len(made) == 1
+    assert made[0] not in {other.data_ptr() for other in others}
+    assert not any(other.any() for other in others)
+
+
+def test_an_error_is_not_remembered():
+    repeated, calls = Repeated(), []
+
+    def work():
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise ValueError("once")
+
+    with pytest.raises(ValueError, match="once"):
+        repeated.run("key", work)
+    repeated.run("key", work)
+
+    assert calls == [0, 1]
+
+
+def test_decode_on_the_cpu_repeats_its_layers(tmp_path, monkeypatch):
+    model = tiny_model("mixtral", seed=3)
+    model.save_pretrained(tmp_path)
+    prompts, times = prompts_for(model), []
+    monkeypatch.setattr(native, "experts", lambda *a, of=native.experts, **b: (times.append(1), of(*a, **b))[1])
+    policy = policy_of(weight_dtype=DType.BFLOAT16, kv_dtype=DType.BFLOAT16)
+
+    short = tokens_of(run(tmp_path, policy, prompts, gen_len=2))
+    of_short, _ = len(times), times.clear()
+    long = tokens_of(run(tmp_path, policy, prompts, gen_len=9))
+
+    assert len(times) == of_short > 0
+    assert [answer[:2] for answer in long] == short
