@@ -6,22 +6,19 @@ length. As a CUDA graph, a list of calls is made once and run again; unlike one,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from executor import native
 
 __all__ = ["Repeated"]
 
-_aten = torch.ops.aten
-_VIEWS = frozenset(
-    getattr(_aten, name)
-    for name in ("detach", "select", "slice", "split", "split_with_sizes", "t", "transpose", "unsqueeze", "view")
-)
-_ALLOCATIONS = frozenset((_aten.empty, _aten.new_empty))
+_READS = ("__get__", "__len__", "data_ptr", "dim", "element_size", "is_contiguous", "numel", "size", "stride")
+_VIEWS = ("split", "t", "transpose", "unbind", "unsqueeze", "view")
+_ALLOCATIONS = ("empty", "new_empty")
 
 
 class Repeated:
@@ -54,20 +51,26 @@ class Repeated:
         return tuple(calls)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices whether torch computes anything: all but views and allocations, which are kept."""
+class _Watch(TorchFunctionMode):
+    """Notices whether torch computes anything: all but looks at a tensor, views, and allocations, which are kept."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.computed = False
         self.allocated: list[torch.Tensor] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _ALLOCATIONS:
+        result, name = func(*args, **(kwargs or {})), func.__name__
+        if name in _ALLOCATIONS:
             self.allocated.append(result)
-        elif func.overloadpacket not in _VIEWS:
+        elif name not in (*_READS, *_VIEWS) and not (name == "__getitem__" and _is_slice(args[1])):
             self.computed = True
         return result
+
+
+def _is_slice(index: Any) -> bool:
+    """Whether what stands in the brackets makes a view, and gathers nothing."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is ... or isinstance(part, int | slice) for part in parts)

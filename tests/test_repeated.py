@@ -44,7 +44,17 @@ def test_what_is_repeated_works_on_what_lies_there_now():
 
 
 @pytest.mark.parametrize(
-    "compute", [lambda x: x.add_(1), lambda x: x.clone(), lambda x: x.to(torch.float64), lambda x: x.sum().item()]
+    "compute",
+    [
+        lambda x: x.add_(1),
+        lambda x: x.clone(),
+        lambda x: x.to(torch.float64),
+        lambda x: x[torch.tensor([0])],
+        lambda x: x[0, [1, 0]],
+        lambda x: x.tolist(),
+        lambda x: torch.mm(x[0], x[0].t()),
+        lambda x: x + 1,
+    ],
 )
 def test_work_of_which_torch_computes_a_part_is_done_each_time(compute):
     work, repeated = Work(), Repeated()
