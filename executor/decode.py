@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -30,7 +30,8 @@ class DecodeTasks:
         self.state = state
         self._repeated = Repeated()
         self._rotary: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._layouts: dict[tuple[int, int | None], tuple[int, Layout, Layout]] = {}
+        self._layouts: dict[tuple[int, int | None], tuple[Layout, Layout]] = {}
+        self._laid_out: dict[tuple[int, int | None], int] = {}
 
     def _flight(self, step: Step) -> DecodeFlight:
         return self.state.buffers.decode[self.state.position(step) % IN_FLIGHT]
@@ -47,7 +48,7 @@ class DecodeTasks:
             # The token's position is the number of tokens before it.
             positions = state.round.on_main.at(step.pass_index, batch.first, batch.last)
             self._rotate_at(step.task.part, state.rotary.at(positions))
-        self._as_before(step, partial(self._project, step, hidden))
+        self._as_before(step, state.policy.main_device, partial(self._project, step, hidden))
 
     def _rotate_at(self, part: int, rotary: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Put cosines and sines where those of a micro-batch lie in every pass."""
@@ -55,9 +56,9 @@ class DecodeTasks:
             if kept is not new:
                 kept.copy_(new)
 
-    def _as_before(self, step: Step, work: Callable[[], None]) -> None:
+    def _as_before(self, step: Step, where: Processor, work: Callable[[], None]) -> None:
         """Do a task's work; on the CPU each pass finds its operands where the pass before did."""
-        if self.state.policy.main_device is Processor.CPU:
+        if where is Processor.CPU:
             self._repeated.run(step.task.key, work)
         else:
             work()
@@ -101,34 +102,43 @@ class DecodeTasks:
 
     def attention(self, step: Step) -> None:
         """Append to the cache and attend over it: where it lies, or where it was fetched to."""
+        self._lay_out(step)
+        self._as_before(step, self.state.policy.attention_device, partial(self._attend, step))
+
+    def _lay_out(self, step: Step) -> None:
+        """Say where the pass's tokens go and what is valid then, once for layers that are alike, in the same memory."""
+        window = self.state.model.layer_kind(step.task.layer).window
+        if self._laid_out.get((step.task.part, window)) == step.pass_index:
+            return
+        self._laid_out[step.task.part, window] = step.pass_index
+        for first, view in self._views(step):
+            cached = self._cached(step, first, first + len(view.offsets))
+            new = view.next_places(cached), view.valid(cached + 1)
+            for (*_, kept), (*_, tokens) in zip(self._layouts.setdefault((first, window), new), new, strict=True):
+                kept.copy_(tokens)
+
+    def _views(self, step: Step) -> Iterator[tuple[int, CacheView]]:
+        """Yield what attention finds of the cache in each memory, and the number of its first sequence."""
         state, batch, layer = self.state, self.state.batch(step), step.task.layer
         first = state.cache.first_on_host[step.task.part]
         if batch.first < first:
-            self._attend(step, batch.first, state.cache.main.view(layer, batch.first, first))
+            yield batch.first, state.cache.main.view(layer, batch.first, first)
         if first < batch.last:
             on_host = state.cache.host.view(layer, first, batch.last)
-            self._attend(step, first, on_host if state.attends_apart else self._loaded(step).view(on_host))
+            yield first, on_host if state.attends_apart else self._loaded(step).view(on_host)
 
-    def _attend(self, step: Step, first: int, view: CacheView) -> None:
-        """Append and attend, for the sequences from `first` on whose cache is in view."""
+    def _attend(self, step: Step) -> None:
         state, batch, flight = self.state, self.state.batch(step), self._host_flight(step)
-        last = first + len(view.offsets)
-        rows = slice(first - batch.first, last - batch.first)
-        query, *new = (part[rows] for part in flight.parts(batch.num_sequences))
-        places, valid = self._layout(step, first, view)
-        append_kv(new[0], new[-1], view.keys, view.values, places)
-        out = flight.attended(batch.num_sequences)[rows].view(*query.shape[:2], -1)
-        num_heads, _ = state.model.cache_heads
-        sinks = state.sinks(step.task.layer, query.device)
-        decode_attention(query, view.keys, view.values, valid, num_heads, out, sinks)
-
-    def _layout(self, step: Step, first: int, view: CacheView) -> tuple[Layout, Layout]:
-        """Return where the next tokens of the sequences in view go, and what is valid then: alike in layers alike."""
-        key = (first, self.state.model.layer_kind(step.task.layer).window)
-        if key not in self._layouts or self._layouts[key][0] != step.pass_index:
-            cached = self._cached(step, first, first + len(view.offsets))
-            self._layouts[key] = step.pass_index, view.next_places(cached), view.valid(cached + 1)
-        return self._layouts[key][1:]
+        window = state.model.layer_kind(step.task.layer).window
+        for first, view in self._views(step):
+            rows = slice(first - batch.first, first - batch.first + len(view.offsets))
+            query, *new = (part[rows] for part in flight.parts(batch.num_sequences))
+            places, valid = self._layouts[first, window]
+            append_kv(new[0], new[-1], view.keys, view.values, places)
+            out = flight.attended(batch.num_sequences)[rows].view(*query.shape[:2], -1)
+            num_heads, _ = state.model.cache_heads
+            sinks = state.sinks(step.task.layer, query.device)
+            decode_attention(query, view.keys, view.values, valid, num_heads, out, sinks)
 
     def _cached(self, step: Step, first: int, last: int) -> torch.Tensor:
         """Return how many tokens of some sequences earlier passes have cached."""
@@ -144,7 +154,7 @@ class DecodeTasks:
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half, and after the last layer the head."""
-        self._as_before(step, partial(self._finish, step))
+        self._as_before(step, self.state.policy.main_device, partial(self._finish, step))
         self.state.choose_after(step)
 
     def _finish(self, step: Step) -> None:

@@ -40,7 +40,8 @@ class Repeated:
             work()
         else:
             for kernel, arguments in calls:
-                kernel(*arguments)
+                refused = kernel(*arguments)
+                assert not refused, "the same kernel on the same memory was not refused before"
 
     def _first(self, work: Callable[[], None]) -> tuple[native.Call, ...] | None:
         with native.recording() as calls, _Watch() as watch:

@@ -13,6 +13,8 @@ constexpr int32_t kInterfaceVersion = 7;
 
 struct HrmAttention {
     const void* query;  // [batch, num_query_heads, head_dim]
+    const void* new_keys;  // what is appended, of the query's format: [batch, num_kv_heads, head_dim]
+    const void* new_values;
     void* keys;         // flat; sequence i owns [num_kv_heads, capacities[i], head_dim] from element offsets[i]
     void* values;       // as keys
     void* out;          // as query
@@ -39,6 +41,7 @@ enum Result { kDone = 0, kPathMissing = 1, kLengthBeyondCapacity = 2, kBlockOuts
 constexpr int kBlockTokens = 64;   // at most
 constexpr int kBlockBytes = 4096;  // of K in a block, about
 constexpr int kAheadBytes = 2048;
+constexpr int64_t kItemsAhead = 12;  // of those appended
 constexpr int64_t kBytesWorthAThread = 1 << 19;  // K and V that take about as long as starting a thread (some 40 us)
 
 struct Shape {
@@ -154,24 +157,29 @@ HRM_EXPORT int32_t hrm_decode_attention(const HrmAttention* job, int32_t path, i
     return kDone;
 }
 
-// Writes one new token per sequence, [batch, num_kv_heads, head_dim] of the query's dtype, behind its valid tokens.
-HRM_EXPORT int32_t hrm_append_kv(const HrmAttention* job, const void* new_keys, const void* new_values) {
+// Writes one new token per sequence behind its valid tokens. Each lies in cache lines of its own, which no cache holds: some
+// are requested ahead.
+HRM_EXPORT int32_t hrm_append_kv(const HrmAttention* job, int32_t, int32_t) {
     if (const int wrong = check(*job, 1)) return wrong;
-    const int64_t dim = job->head_dim;
-    for (int64_t i = 0; i < job->batch; ++i)
-        for (int64_t head = 0; head < job->num_kv_heads; ++head) {
-            const int64_t from = (i * job->num_kv_heads + head) * dim;
-            const int64_t to = job->offsets[i] + (head * job->capacities[i] + job->lengths[i]) * dim;
-            if (job->query_is_bfloat16 == job->cache_is_bfloat16) {
-                const int64_t bytes = job->cache_is_bfloat16 ? 2 : 4;
-                std::memcpy(static_cast<char*>(job->keys) + to * bytes, static_cast<const char*>(new_keys) + from * bytes, dim * bytes);
-                std::memcpy(static_cast<char*>(job->values) + to * bytes, static_cast<const char*>(new_values) + from * bytes, dim * bytes);
-                continue;
-            }
-            for (int64_t at = 0; at < dim; ++at) {
-                write(job->keys, to + at, job->cache_is_bfloat16, read(new_keys, from + at, job->query_is_bfloat16));
-                write(job->values, to + at, job->cache_is_bfloat16, read(new_values, from + at, job->query_is_bfloat16));
-            }
+    const int64_t dim = job->head_dim, items = job->batch * job->num_kv_heads, bytes = job->cache_is_bfloat16 ? 2 : 4;
+    const auto place_of = [&](int64_t item) { return start_of(*job, item) + job->lengths[item / job->num_kv_heads] * dim; };
+    const auto append = [&](void* cache, const void* tokens, int64_t item) {
+        const int64_t to = place_of(item), from = item * dim;
+        if (job->query_is_bfloat16 == job->cache_is_bfloat16) {
+            std::memcpy(static_cast<char*>(cache) + to * bytes, static_cast<const char*>(tokens) + from * bytes, dim * bytes);
+            return;
         }
+        for (int64_t at = 0; at < dim; ++at)
+            write(cache, to + at, job->cache_is_bfloat16, read(tokens, from + at, job->query_is_bfloat16));
+    };
+    for (int64_t item = 0; item < items; ++item) {
+        if (item + kItemsAhead < items)
+            for (const void* cache : {job->keys, job->values}) {
+                const char* ahead = static_cast<const char*>(cache) + place_of(item + kItemsAhead) * bytes;
+                for (int64_t at = 0; at < dim * bytes; at += 64) __builtin_prefetch(ahead + at, 1);
+            }
+        append(job->keys, job->new_keys, item);
+        append(job->values, job->new_values, item);
+    }
     return kDone;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from executor.native.library import chosen_path, library
+from executor.native.library import available, call
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,8 @@ class _Attention(ctypes.Structure):
 
     _fields_ = (
         ("query", ctypes.c_void_p),
+        ("new_keys", ctypes.c_void_p),
+        ("new_values", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
@@ -80,14 +82,13 @@ def decode_attention(  # noqa: PLR0913 (the buffers of one kernel call, kept fla
     job = _job(query, keys, values, (offsets, capacities, lengths), num_kv_heads)
     if out.shape != query.shape or out.dtype != query.dtype or not out.is_contiguous():
         raise ValueError(f"out: expected a contiguous tensor like the query, got {out.dtype} {tuple(out.shape)}")
-    compiled = library()
-    if compiled is None or _has_float16(query, keys):
+    if not available() or _has_float16(query, keys):
         from executor.native import fallback
 
         fallback.decode_attention(query, keys, values, (offsets, capacities, lengths), num_kv_heads, out)
         return
     job.out = out.data_ptr()
-    _raise_refusal(compiled.hrm_decode_attention(ctypes.byref(job), chosen_path(), num_threads))
+    _raise_refusal(call("decode_attention", num_threads, job))
 
 
 def append_kv(  # noqa: PLR0913
@@ -116,13 +117,13 @@ def append_kv(  # noqa: PLR0913
     job = _job(new_keys, keys, values, (offsets, capacities, lengths), new_keys.shape[1])
     if new_values.shape != new_keys.shape or new_values.dtype != new_keys.dtype or not new_values.is_contiguous():
         raise ValueError(f"new values: expected a contiguous tensor like the new keys, got {tuple(new_values.shape)}")
-    compiled = library()
-    if compiled is None or _has_float16(new_keys, keys):
+    if not available() or _has_float16(new_keys, keys):
         from executor.native import fallback
 
         fallback.append_kv(new_keys, new_values, keys, values, (offsets, capacities, lengths))
         return
-    _raise_refusal(compiled.hrm_append_kv(ctypes.byref(job), new_keys.data_ptr(), new_values.data_ptr()))
+    job.new_keys, job.new_values = new_keys.data_ptr(), new_values.data_ptr()
+    _raise_refusal(call("append_kv", 1, job))
 
 
 def _job(
@@ -174,6 +175,6 @@ def _has_float16(query: torch.Tensor, keys: torch.Tensor) -> bool:
     return "torch.float16" in (str(query.dtype), str(keys.dtype))
 
 
-def _raise_refusal(code: int) -> None:
+def _raise_refusal(code: int | None) -> None:
     if code:
         raise ValueError(_REFUSALS[code])

@@ -7,7 +7,7 @@ torch itself runs on, where it has one: they are up already, and no second pool 
 Two environment variables are read at each call: `HRM_NATIVE=0` turns the library off, and
 `HRM_NATIVE_ISA=scalar|avx2|avx512|avx512_bf16` forces one of its paths instead of the best that the CPU has.
 
-Kernels that cannot fail are called by `call`, so that `recording` can list what a thread asked for.
+What a thread asks for is called by `call`, so that `recording` can list it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
 class Call(NamedTuple):
     """A kernel with the arguments of a call. They hold pointers: what these point to must live as long."""
 
-    kernel: Callable[..., None]
+    kernel: Callable[..., int | None]
     arguments: tuple[object, ...]
 
 
@@ -58,14 +58,14 @@ def recording() -> Iterator[list[Call]]:
         _recorded.calls = outside
 
 
-def call(kernel: str, num_threads: int, *jobs: ctypes.Structure) -> None:
-    """Run a kernel on the path of this CPU; there must be a library."""
+def call(kernel: str, num_threads: int, *jobs: ctypes.Structure) -> int | None:
+    """Run a kernel on the path of this CPU; 0 or None if all is well. There must be a library."""
     compiled = library()
     assert compiled is not None
     asked = Call(getattr(compiled, f"hrm_{kernel}"), (*map(ctypes.byref, jobs), chosen_path(), num_threads))
-    asked.kernel(*asked.arguments)
     if _recorded.calls is not None:
         _recorded.calls.append(asked)
+    return asked.kernel(*asked.arguments)
 
 
 def library() -> ctypes.CDLL | None:
@@ -118,7 +118,7 @@ def _library() -> ctypes.CDLL | None:
             pointer, number = ctypes.c_void_p, ctypes.c_int32
             found.hrm_decode_attention.argtypes = (pointer, number, number)
             found.hrm_prefill_attention.argtypes = (pointer, number, number)
-            found.hrm_append_kv.argtypes = (pointer, pointer, pointer)
+            found.hrm_append_kv.argtypes = (pointer, number, number)
             for name in ("linear", "experts", "rms_norm", "rotate", "copy_rows", "add", "route", "largest"):
                 kernel = getattr(found, f"hrm_{name}")
                 kernel.argtypes, kernel.restype = (pointer, number, number), None
