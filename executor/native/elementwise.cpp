@@ -43,7 +43,7 @@ struct HrmSum {
 namespace {
 
 constexpr int64_t kSumsAtATime = 1 << 14;
-constexpr int64_t kWorthAThread = 1 << 17;  // elements that take some ten times as long as waking a thread
+constexpr int64_t kWorthAThread = 1 << 15;  // elements that take some five times as long as calling a thread that looks out for work
 constexpr int64_t kTokensAtATime = 16;
 
 struct Kernels {
