@@ -272,7 +272,15 @@ HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t item
         }
     }
 
-    prefetch(reinterpret_cast<const char*>(static_cast<const Element*>(job.values) + start_after), kAheadBytes);
+    // What a block before its first would have requested of the following item, but for K that the last block here has.
+    const int64_t row_bytes = dim * static_cast<int64_t>(sizeof(Element));
+    const int64_t last_block = length > 0 ? ((length - 1) % shape.block_tokens + 1) * row_bytes : 0;
+    const int64_t all = job.lengths[following / job.num_kv_heads] * row_bytes;
+    const auto request = [&](const void* cache, int64_t from, int64_t to) {
+        prefetch(static_cast<const char*>(cache) + start_after * sizeof(Element) + from, static_cast<int>(std::min(to, all) - from));
+    };
+    request(job.keys, last_block, shape.block_tokens * row_bytes + kAheadBytes);
+    request(job.values, 0, kAheadBytes);
     for (int g = 0; g < group; ++g) {
         const int num_lanes = lanes(std::min(group - g / 4 * 4, 4));
         const Vec sum = running[g / 4 * 2 + 1];
