@@ -29,8 +29,8 @@ def main_device(policy: Policy, backend: Backend) -> torch.device:
 
 
 def main_memory(policy: Policy, backend: Backend) -> Allocate:
-    """Return what allocates on that device."""
-    return backend.empty if policy.main_device is Processor.GPU else backend.host_empty
+    """Return what allocates on that device; in host memory it lays tensors side by side."""
+    return backend.empty if policy.main_device is Processor.GPU else SideBySide(backend.host_empty)
 
 
 def pinned_memory(backend: Backend) -> Allocate:

@@ -11,11 +11,11 @@ import torch
 from executor.decoder import ModelWeights
 from executor.disk import DiskStore
 from executor.loading import CheckpointReader
-from executor.memory import Allocate, SideBySide, main_memory, pinned_memory, torch_dtype
+from executor.memory import Allocate, main_memory, pinned_memory, torch_dtype
 from executor.parameters import load_dense, load_experts
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
-from hrm.policy import Policy, Processor, Staging
+from hrm.policy import Policy, Staging
 from hrm.schedule.task import IN_FLIGHT
 
 __all__ = ["ExpertStore", "load_weights", "page_bounds"]
@@ -131,8 +131,7 @@ def load_weights(
         When the device cannot hold what the policy puts there.
     """
     dtype = torch_dtype(policy.weight_dtype)
-    on_cpu = policy.main_device is Processor.CPU
-    allocate = SideBySide(backend.host_empty) if on_cpu else main_memory(policy, backend)
+    allocate = main_memory(policy, backend)
     reader = CheckpointReader(folder)
 
     def place(tensors: tuple[torch.Tensor, ...], kept: torch.dtype | None = None) -> torch.Tensor:
