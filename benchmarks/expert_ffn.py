@@ -124,7 +124,7 @@ def seconds(work: Work) -> float:
 def executor_ffn(experts: list[torch.Tensor], layer: tuple[int, int]) -> Work:
     """Return a call of the executor's experts: so many, each chosen by so many tokens, with the weighted sum."""
     count, tokens = layer
-    workspace = host_workspace(int(experts_workspace_bytes(count * tokens, HIDDEN, INTERMEDIATE, count)))
+    workspace = host_workspace(int(experts_workspace_bytes(count * tokens, HIDDEN, INTERMEDIATE, count, 1)))
     x, turn = torch.randn(count * tokens, HIDDEN).to(experts[0].dtype), itertools.cycle(experts)
     shares = torch.full((len(x), 1), 0.5)
     chosen = torch.arange(len(x)).remainder_(count).unsqueeze(1)

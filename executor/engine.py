@@ -240,10 +240,11 @@ class Engine:
         on_gpu = policy.main_device is Processor.GPU
         main = int(workspace_bytes(model, tokens, policy.micro_batch_size))
         if policy.computes_from_disk:
-            sizes = model.hidden_size, model.intermediate_size
-            main = max(main, int(gathered_expert_workspace_bytes(wave.num_tokens, *sizes)))
+            ffn = model.hidden_size, model.intermediate_size, model.experts_per_token
+            main = max(main, int(gathered_expert_workspace_bytes(wave.num_tokens, *ffn)))
         splits = on_gpu and policy.experts_on_cpu(model) > 0
-        room = experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
+        ffns = model.hidden_size, model.intermediate_size, model.num_experts, model.experts_per_token
+        room = experts_workspace_bytes(tokens, *ffns)
         goes_down = on_gpu and policy.kv_on_gpu < 1
         formats = ((tokens, policy.kv_dtype), (policy.micro_batch_size, policy.weight_dtype))
         largest = max(rows * torch_dtype(dtype).itemsize for rows, dtype in formats) * model.cache_width

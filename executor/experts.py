@@ -15,7 +15,7 @@ from executor.linear import is_native, linear, operand, suits_compiled
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
-from hrm.workspace import ROWS_AT_A_TIME
+from hrm.workspace import COMPILED_ROWS, ROWS_AT_A_TIME
 
 __all__ = [
     "PLAIN",
@@ -40,11 +40,6 @@ def assignments(
     tokens = torch.split(torch.div(order, chosen.shape[1], rounding_mode="floor"), counts)
     shares = torch.split(weights.reshape(-1, 1).index_select(0, order), counts)
     return [(expert, tokens[expert], shares[expert]) for expert, count in enumerate(counts) if count]
-
-
-COMPILED_ROWS = 512
-"""Rows that the compiled kernels take at a time: as many as leave what lies between an expert's products in the cache.
-On a Zen 5 core eight experts of 512 x 3584, 960 rows each, reach 415 GFLOP/s with 128 to 1,024 rows, 360 with 4,096."""
 
 
 @record
@@ -143,9 +138,10 @@ def weighted_sum(  # noqa: PLR0913 (the operands of one call)
 def add_compiled(job: native.Experts, total: torch.Tensor, workspace: Workspace, *, adds: bool = True) -> None:
     """Add what the compiled kernels make of a job to `total` [tokens, hidden], float32; or write it there."""
     tokens, hidden = job.x.shape
+    rows = min(job.chosen.numel(), COMPILED_ROWS)
     row_bytes = native.packed_bytes(job.weights[0].numel() // (3 * hidden))
     with workspace.frame():
-        room = tokens * native.packed_bytes(hidden) + min(tokens, COMPILED_ROWS) * row_bytes
+        room = tokens * native.packed_bytes(hidden) + rows * row_bytes
         native.experts(job, total, workspace.take((room,), torch.uint8), torch.get_num_threads(), adds=adds)
 
 

@@ -151,7 +151,7 @@ def _experts_ffn(count: int, size: int, rows: int, device: torch.device, dtype: 
     """Compute so many experts in a call, as of a layer, each for as many tokens."""
     hidden = _width(size, FFN_RATIO)
     experts = _copies(3 * size, device, dtype, lambda expert: expert)
-    workspace = _workspace(int(experts_workspace_bytes(count * rows, hidden, size // hidden, count)), device)
+    workspace = _workspace(int(experts_workspace_bytes(count * rows, hidden, size // hidden, count, 1)), device)
     x = _filled(count * rows * hidden, device, dtype).view(count * rows, hidden)
     shares = torch.full((len(x), 1), 0.5, device=device)
     chosen = torch.arange(len(x), device=device).remainder_(count).unsqueeze(1)

@@ -171,7 +171,8 @@ def _with_disk(held: dict[str, Reals], grid: PolicyGrid, model: ModelSpec, workl
     """
     tokens = workload.prompt_tokens(grid.batch_size)
     row_bytes = model.hidden_size * (_activation_width(grid) + _SUM_BYTES) + model.experts_per_token * _ROUTING_BYTES
-    room = gathered_expert_workspace_bytes(tokens, model.hidden_size, model.intermediate_size)
+    sizes = model.hidden_size, model.intermediate_size, model.experts_per_token
+    room = gathered_expert_workspace_bytes(tokens, *sizes)
     reads = grid.disk_experts > 0
     return held | {
         "page_buffers": _ring_bytes(grid, model),
@@ -209,7 +210,8 @@ def _split_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> dict
 
 def _cpu_experts_workspace_bytes(grid: PolicyGrid, model: ModelSpec, workload: Workload) -> Reals:
     tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
-    return experts_workspace_bytes(tokens, model.hidden_size, model.intermediate_size, model.num_experts)
+    sizes = model.hidden_size, model.intermediate_size, model.num_experts, model.experts_per_token
+    return experts_workspace_bytes(tokens, *sizes)
 
 
 def usable_bytes(hardware: HardwareProfile, device: str, ram_limit_bytes: int | None = None) -> int:

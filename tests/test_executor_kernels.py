@@ -4,13 +4,15 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralSparseMoeBlock
 
 from executor import linear as linear_module
 from executor import native
 from executor.attention import AttentionForm, append_kv, decode_attention, prefill_attention
-from executor.experts import weighted_sum
+from executor.experts import add_compiled, weighted_sum
 from executor.kernels import kernel_probes
 from executor.kv_cache import KVCache
 from executor.linear import linear, operand, suits_compiled
@@ -25,7 +27,7 @@ from hrm.errors import OutOfMemoryError
 from hrm.model import ModelSpec
 from hrm.model_config import load_model
 from hrm.schedule.task import Lane
-from hrm.workspace import experts_workspace_bytes, linear_workspace_bytes
+from hrm.workspace import experts_workspace_bytes, gathered_expert_workspace_bytes, linear_workspace_bytes
 
 
 def test_a_frame_gives_back_what_it_took_and_nothing_overlaps():
@@ -138,7 +140,7 @@ def test_mixture_is_that_of_transformers(tokens):
         torch.cat([up.flatten(), down.flatten()])
         for up, down in zip(block.experts.gate_up_proj.data, block.experts.down_proj.data, strict=True)
     ]
-    workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 5)))
+    workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 5, 2)))
 
     total = mixture(x, block.gate.weight.data, flat, workspace)
 
@@ -148,11 +150,30 @@ def test_mixture_is_that_of_transformers(tokens):
 def test_the_workspace_suffices_when_all_tokens_choose_the_same_expert():
     tokens, experts = 40, [torch.randn(3 * 16 * 24).bfloat16() for _ in range(4)]
     router = torch.zeros(4, 16).bfloat16()
-    workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 4)))
+    workspace = host_workspace(int(experts_workspace_bytes(tokens, 16, 24, 4, 2)))
 
     mixture(torch.randn(tokens, 16).bfloat16(), router, experts, workspace)
 
     assert 0 < workspace.peak_bytes <= workspace.capacity_bytes
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=st.sampled_from([1, 7, 64, 700]),
+    sizes=st.tuples(st.sampled_from([8, 40]), st.sampled_from([16, 300])),
+    routing=st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda two: (max(two), min(two))),
+)
+def test_the_workspace_suffices_for_any_number_of_experts_a_token(tokens, sizes, routing):
+    (hidden, intermediate), (num_experts, per_token) = sizes, routing
+    x, expert = torch.randn(tokens, hidden).bfloat16(), torch.zeros(3 * hidden * intermediate).bfloat16()
+    experts = [expert] * num_experts
+    shares, chosen = torch.rand(tokens, num_experts).topk(per_token)
+
+    weighted_sum(x, shares, chosen, experts, 0, host_workspace(int(experts_workspace_bytes(tokens, *sizes, *routing))))
+
+    if suits_compiled(expert):
+        gathered = host_workspace(int(gathered_expert_workspace_bytes(tokens, hidden, intermediate, per_token)))
+        add_compiled(native.Experts(x, chosen, shares, experts, 0), torch.zeros(tokens, hidden), gathered)
 
 
 def attend_alone(query, keys, values, out, form):

@@ -46,6 +46,7 @@ struct HrmExperts {
 namespace {
 
 constexpr int kMaxRows = 128;         // rows of x that share one reading of the weights
+constexpr int kMostRows = 512;        // of all experts that are worked on at a time
 constexpr int kMaxDepthBytes = 2048;  // inputs of a block, in weights: a tile's rows of x and of weights stay in L1
 constexpr int kMaxOutputs = 96;       // outputs of a block; a multiple of every tile
 constexpr int kRowsWorthACopy = 48;   // from so many on, a block is copied so that its rows share no sets of a cache
@@ -101,10 +102,11 @@ int64_t packed_bytes(int64_t inputs) {
     return (inputs + kWidestUnit - 1) / kWidestUnit * kWidestUnit * 4 + kLineBytes;
 }
 
-// Sums are [row][kMaxOutputs]; a vector's width more, for the last row's may be added to as a whole vector.
+// Sums are [row][kMaxOutputs], the second of all experts' rows; a vector's width more, for the last row's may be added to
+// as a whole vector.
 struct Sums {
     alignas(kLineBytes) float first[kMaxOutputs * kMaxRows + kWidestUnit];
-    alignas(kLineBytes) float second[kMaxOutputs * kMaxRows + kWidestUnit];
+    alignas(kLineBytes) float second[kMaxOutputs * kMostRows + kWidestUnit];
     alignas(kLineBytes) char copy[kMaxOutputs * kMaxDepthBytes];
 };
 
@@ -120,13 +122,21 @@ void multiply(const Kernels& kernels, const Job& job, const void* const* x, int 
     kernels.multiply(job, x, rows, sums);
 }
 
-// Shares items 0 ... num_items - 1 out over threads, one at a time.
+// Shares items out over threads, one at a time: even workers take the first ones, odd ones the last ones in falling order.
+// Calls work(item, next), with the item that the worker will probably take next.
 template <class Work>
 void share_out(int64_t num_items, double multiply_adds, int32_t num_threads, const Work& work) {
-    std::atomic<int64_t> next{0};
     const int64_t useful = std::min(num_items, 1 + static_cast<int64_t>(multiply_adds / kWorthAThread));
-    run_parallel(std::min<int64_t>(num_threads, useful), [&](int64_t) {
-        for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < num_items;) work(item);
+    const int64_t workers = std::min<int64_t>(num_threads, useful);
+    std::atomic<int64_t> taken{0}, from_end[2] = {};
+    run_parallel(workers, [&](int64_t worker) {
+        const bool last_first = worker % 2 == 1;
+        const int64_t beside = last_first ? workers / 2 : (workers + 1) / 2;
+        const auto item = [&](int64_t place) { return last_first ? num_items - 1 - place : place; };
+        while (taken.fetch_add(1, std::memory_order_relaxed) < num_items) {
+            const int64_t place = from_end[last_first].fetch_add(1, std::memory_order_relaxed);
+            work(item(place), item(std::min(place + beside, num_items - 1)));
+        }
     });
 }
 
@@ -148,23 +158,22 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
     const bool dots = job->x_is_bfloat16 && job->weights_are_bfloat16;
     const Kernels& kernels = kernels_for(path, job->weights_are_bfloat16, dots);
     const int64_t row_bytes = packed_bytes(job->inputs), element_bytes = job->weights_are_bfloat16 ? 2 : 4;
-    share_out(job->rows, static_cast<double>(job->rows * job->inputs), num_threads, [&](int64_t row) {
+    share_out(job->rows, static_cast<double>(job->rows * job->inputs), num_threads, [&](int64_t row, int64_t) {
         kernels.pack(job->x, row * job->x_stride, job->x_is_bfloat16, job->inputs, at(job->memory, row * row_bytes));
     });
     const int64_t parts = (job->rows + kMaxRows - 1) / kMaxRows;
     const int step = piece_outputs(job->outputs, parts, num_threads);
     const int64_t pieces = (job->outputs + step - 1) / step;
     const double multiply_adds = static_cast<double>(job->rows) * static_cast<double>(job->inputs * job->outputs);
-    share_out(parts * pieces, multiply_adds, num_threads, [&](int64_t item) {
+    share_out(parts * pieces, multiply_adds, num_threads, [&](int64_t item, int64_t next) {
         const int64_t first_row = item / pieces * kMaxRows, first = item % pieces * step;
         const int rows = static_cast<int>(std::min<int64_t>(kMaxRows, job->rows - first_row));
         const int outputs = static_cast<int>(std::min<int64_t>(step, job->outputs - first));
         const void* x[kMaxRows];
         for (int r = 0; r < rows; ++r) x[r] = at(job->memory, (first_row + r) * row_bytes);
         Sums& mine = own_sums();
-        const char* weights = at(job->weights, first * job->inputs * element_bytes);
-        const char* next = weights + int64_t{step} * num_threads * job->inputs * element_bytes;
-        multiply(kernels, {weights, job->inputs, outputs, mine.copy, next}, x, rows, mine.second);
+        const auto weights = [&](int64_t piece) { return at(job->weights, piece % pieces * step * job->inputs * element_bytes); };
+        multiply(kernels, {weights(item), job->inputs, outputs, mine.copy, weights(next)}, x, rows, mine.second);
         for (int r = 0; r < rows; ++r)
             kernels.write_row(mine.second + r * kMaxOutputs, outputs, job->out_is_bfloat16, job->out,
                               (first_row + r) * job->outputs + first);

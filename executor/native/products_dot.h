@@ -5,11 +5,12 @@
 // Inputs that fill no whole unit are masked.
 
 constexpr int kTileWeights = 8;
+constexpr int kBytesOfL1 = 48 * 1024;
 constexpr int kMostRowsInL2 = 32;  // whole rows of x that stay in L2 beside the weights that stream through
 
-// A tile of weights, rows `stride` apart, from `at` on; and of the tile after it rows `next_stride` apart, to be requested.
+// A tile of weights, rows `stride` apart, from `at` on; and the two tiles after it, rows `next_stride` apart, to be requested.
 struct DotBlock {
-    const uint16_t *weights, *next;
+    const uint16_t *weights, *next, *after_next;
     int64_t stride, next_stride, at;
     int elements;
 };
@@ -35,13 +36,13 @@ HRM_TARGET inline void add_dots(const uint16_t* low, const uint16_t* high, int64
     }
 }
 
-// sums[row][weight] += x . weights for kRows (1 or 2) rows of x; the same inputs of kAhead rows of the next tile, from number
-// `ahead` on, are requested meanwhile.
+// sums[row][weight] += x . weights for kRows (1 or 2) rows of x; the same inputs of kAhead rows of a tile to come, from `next`
+// on, are requested meanwhile.
 template <int kRows, int kAhead>
-HRM_TARGET inline void add_dot_tile(const DotBlock& block, const uint16_t* const* x, int ahead, float* sums) {
+HRM_TARGET inline void add_dot_tile(const DotBlock& block, const uint16_t* const* x, const uint16_t* next, float* sums) {
     const int64_t stride = block.stride, next_stride = block.next_stride, next_thrice = 3 * next_stride;
     const uint16_t *low = block.weights, *high = low + 4 * stride;
-    const uint16_t *next = block.next + ahead * next_stride, *next_high = next + 4 * next_stride;
+    const uint16_t* next_high = next + 4 * next_stride;
     const uint16_t* rows[kRows];
     for (int r = 0; r < kRows; ++r) rows[r] = x[r] + block.at;
     Vec acc[2 * kTileWeights];
@@ -63,14 +64,27 @@ HRM_TARGET inline void add_dot_tile(const DotBlock& block, const uint16_t* const
 }
 #undef HRM_ROW_OF
 
-// All rows of x with one tile of weights: with each pair of rows another part of the next tile is requested. Of few rows the
+// How many parts of a tile, of `parts`, requests run ahead by, into the tile after the next one: half a tile's time before it
+// is wanted, if L1 holds the rows of x and two and a half tiles. Of 8 rows or fewer all of the next tile comes early.
+inline int parts_further(int num_rows, int elements, int parts) {
+    const int64_t bytes = int64_t{num_rows + 5 * kTileWeights / 2} * elements * sizeof(uint16_t);
+    return num_rows > 8 && bytes <= kBytesOfL1 ? std::max(0, parts + 1 - num_rows / 4) : 0;
+}
+
+// All rows of x with one tile of weights: with each pair of rows another part of a tile to come is requested. Of few rows the
 // first half requests all of it, for the last part would come too late: the next tile's first pair wants every row of it.
 template <int kAhead>
 HRM_TARGET void add_dot_rows(const DotBlock& block, const uint16_t* const* x, int num_rows, float* sums) {
+    constexpr int kParts = kTileWeights / kAhead;
+    const int further = parts_further(num_rows, block.elements, kParts);
+    const auto next = [&](int row) {
+        const int part = row / 2 + further;
+        const uint16_t* tile = further > 0 && part >= kParts ? block.after_next : block.next;
+        return tile + part % kParts * kAhead * block.next_stride;
+    };
     int r = 0;
-    for (; r + 2 <= num_rows; r += 2)
-        add_dot_tile<2, kAhead>(block, x + r, r / 2 * kAhead % kTileWeights, sums + r * kMaxOutputs);
-    if (r < num_rows) add_dot_tile<1, kAhead>(block, x + r, r / 2 * kAhead % kTileWeights, sums + r * kMaxOutputs);
+    for (; r + 2 <= num_rows; r += 2) add_dot_tile<2, kAhead>(block, x + r, next(r), sums + r * kMaxOutputs);
+    if (r < num_rows) add_dot_tile<1, kAhead>(block, x + r, next(r), sums + r * kMaxOutputs);
 }
 
 HRM_TARGET inline void add_dot_block(const DotBlock& block, const uint16_t* const* x, int num_rows, float* sums) {
@@ -109,14 +123,16 @@ HRM_TARGET void multiply<Dot>(const Job& job, const void* const* packed, int num
     const auto* x = reinterpret_cast<const uint16_t* const*>(packed);
     const int64_t inputs = job.inputs, depth = depth_of(inputs, sizeof *x[0]);
     const DotWalk walk{(job.outputs + kTileWeights - 1) / kTileWeights, (inputs + depth - 1) / depth, num_rows <= kMostRowsInL2};
-    const auto weights_of = [&](int64_t step) {
-        return static_cast<const uint16_t*>(job.weights) + walk.tile(step) * kTileWeights * inputs + walk.depth(step) * depth;
-    };
     const int64_t steps = walk.tiles * walk.depths;
+    const auto weights_of = [&](int64_t step) {
+        const auto* from = static_cast<const uint16_t*>(step < steps ? job.weights : job.next);
+        const int64_t there = step % steps;
+        return from + walk.tile(there) * kTileWeights * inputs + walk.depth(there) * depth;
+    };
     for (int64_t step = 0; step < steps; ++step) {
         const int64_t first = walk.tile(step) * kTileWeights, at = walk.depth(step) * depth;
-        const uint16_t* next = step + 1 < steps ? weights_of(step + 1) : static_cast<const uint16_t*>(job.next);
-        DotBlock block{weights_of(step), next, inputs, inputs, at, static_cast<int>(std::min(depth, inputs - at))};
+        DotBlock block{weights_of(step), weights_of(step + 1), weights_of(step + 2), inputs, inputs, at,
+                       static_cast<int>(std::min(depth, inputs - at))};
         const int valid = static_cast<int>(std::min<int64_t>(kTileWeights, job.outputs - first));
         if (valid < kTileWeights || (num_rows >= kRowsWorthACopy && walk.depths > 1)) {
             auto* copy = static_cast<uint16_t*>(job.copy);

@@ -18,12 +18,12 @@ class Mixture {
 
     void run() {
         if (!job_.adds)
-            share_out(job_.tokens, static_cast<double>(job_.tokens * job_.hidden), num_threads_, [&](int64_t token) {
+            share_out(job_.tokens, static_cast<double>(job_.tokens * job_.hidden), num_threads_, [&](int64_t token, int64_t) {
                 std::memset(job_.out + token * job_.hidden, 0, sizeof(float) * job_.hidden);
             });
         const std::vector<int64_t> wanted = wanted_tokens();
         const int64_t count = static_cast<int64_t>(wanted.size());
-        share_out(count, static_cast<double>(count * job_.hidden), num_threads_, [&](int64_t i) {
+        share_out(count, static_cast<double>(count * job_.hidden), num_threads_, [&](int64_t i, int64_t) {
             const int64_t token = wanted[i];
             kernels_.pack(job_.x, token * job_.hidden, job_.x_is_bfloat16, job_.hidden, at(job_.memory, token * x_bytes_));
         });
@@ -31,7 +31,8 @@ class Mixture {
         for (int64_t expert = 0, first = 0; expert < job_.num_experts;) {
             segments_.clear();
             first_row_ = starts_[expert] + first;
-            for (int64_t room = job_.rows_at_a_time; expert < job_.num_experts; ++expert, first = 0) {
+            int64_t room = std::min<int64_t>(job_.rows_at_a_time, kMostRows);
+            for (; expert < job_.num_experts; ++expert, first = 0) {
                 const int64_t left = starts_[expert + 1] - starts_[expert] - first;
                 if (left > room && !segments_.empty()) break;
                 const int64_t taken = std::min(left, room);
@@ -79,22 +80,35 @@ class Mixture {
 
     char* row(int64_t index) const { return at(rows_, (index - first_row_) * row_bytes_); }
 
+    // Few rows are bound by memory and many by arithmetic: sorted, threads that take them from both ends use both at once.
     void run_segments() {
-        double rows = 0;
-        for (const Segment& segment : segments_) rows += segment.count;
-        const double multiply_adds = rows * static_cast<double>(job_.hidden * job_.intermediate);
+        std::stable_sort(segments_.begin(), segments_.end(),
+                         [](const Segment& left, const Segment& right) { return left.count < right.count; });
+        num_rows_ = 0;
+        for (const Segment& segment : segments_) num_rows_ += segment.count;
+        const double multiply_adds = static_cast<double>(num_rows_) * static_cast<double>(job_.hidden * job_.intermediate);
         const int64_t num_segments = static_cast<int64_t>(segments_.size());
         const int step = piece_outputs(job_.intermediate, num_segments, num_threads_);
         const int64_t pieces = (job_.intermediate + step - 1) / step;
-        share_out(num_segments * pieces, 2 * multiply_adds, num_threads_,
-                  [&](int64_t item) { up(segments_[item / pieces], item % pieces * step, step); });
+        share_out(num_segments * pieces, 2 * multiply_adds, num_threads_, [&](int64_t item, int64_t next) {
+            const char* gate_after = gate(segments_[next / pieces], next % pieces * step);
+            up(segments_[item / pieces], item % pieces * step, step, gate_after);
+        });
         const int down_step = piece_outputs(job_.hidden, 1, num_threads_);
-        share_out((job_.hidden + down_step - 1) / down_step, multiply_adds, num_threads_,
-                  [&](int64_t item) { down(item * down_step, down_step); });
+        share_out((job_.hidden + down_step - 1) / down_step, multiply_adds, num_threads_, [&](int64_t item, int64_t next) {
+            if (next < item)
+                down(segments_.rbegin(), segments_.rend(), item * down_step, down_step, next * down_step);
+            else
+                down(segments_.begin(), segments_.end(), item * down_step, down_step, next * down_step);
+        });
+    }
+
+    const char* gate(const Segment& segment, int64_t output) const {
+        return at(job_.experts[segment.expert], output * job_.hidden * element_bytes_);
     }
 
     // silu(gate x) * up x for some outputs.
-    void up(const Segment& segment, int64_t first, int step) const {
+    void up(const Segment& segment, int64_t first, int step, const char* next) const {
         const void* x[kMaxRows];
         void* results[kMaxRows];
         for (int r = 0; r < segment.count; ++r) {
@@ -102,35 +116,33 @@ class Mixture {
             results[r] = row(segment.first + r);
         }
         const int outputs = static_cast<int>(std::min<int64_t>(step, job_.intermediate - first));
-        const int64_t row_bytes = job_.hidden * element_bytes_;
-        const char* gate = at(job_.experts[segment.expert], first * row_bytes);
-        const char* up = gate + job_.intermediate * row_bytes;
+        const char *gates = gate(segment, first), *ups = gate(segment, job_.intermediate + first);
         Sums& mine = own_sums();
-        multiply(kernels_, {gate, job_.hidden, outputs, mine.copy, up}, x, segment.count, mine.first);
-        const char* next = gate + int64_t{step} * num_threads_ * row_bytes;
-        multiply(kernels_, {up, job_.hidden, outputs, mine.copy, next}, x, segment.count, mine.second);
+        multiply(kernels_, {gates, job_.hidden, outputs, mine.copy, ups}, x, segment.count, mine.first);
+        multiply(kernels_, {ups, job_.hidden, outputs, mine.copy, next}, x, segment.count, mine.second);
         kernels_.activate(mine.first, mine.second, first, outputs, results, segment.count);
     }
 
-    // Some outputs of all experts' last product, times the tokens' shares, into the sum.
-    void down(int64_t first, int step) const {
+    // Some outputs of all experts' last product, from segment `begin` on; then, in the order of the experts, times the
+    // tokens' shares, into the sum.
+    template <class Iterator>
+    void down(Iterator begin, Iterator end, int64_t first, int step, int64_t next_first) const {
         const int outputs = static_cast<int>(std::min<int64_t>(step, job_.hidden - first));
         Sums& mine = own_sums();
         const auto weights_of = [&](const Segment& segment, int64_t output) {
             return at(job_.experts[segment.expert], (2 * job_.hidden + output) * job_.intermediate * element_bytes_);
         };
-        for (const Segment& segment : segments_) {
+        for (Iterator segment = begin; segment != end; ++segment) {
             const void* x[kMaxRows];
-            for (int r = 0; r < segment.count; ++r) x[r] = row(segment.first + r);
-            const bool last = &segment == &segments_.back();
-            const char* next = last ? weights_of(segments_.front(), first + int64_t{step} * num_threads_)
-                                    : weights_of(*(&segment + 1), first);
-            const Job job{weights_of(segment, first), job_.intermediate, outputs, mine.copy, next};
-            multiply(kernels_, job, x, segment.count, mine.second);
-            for (int r = 0; r < segment.count; ++r)
-                kernels_.add_share(mine.second + r * kMaxOutputs, shares_[segment.first + r], outputs,
-                                   job_.out + tokens_[segment.first + r] * job_.hidden + first);
+            for (int r = 0; r < segment->count; ++r) x[r] = row(segment->first + r);
+            const Iterator after = std::next(segment);
+            const char* next = after == end ? weights_of(*begin, next_first) : weights_of(*after, first);
+            const Job job{weights_of(*segment, first), job_.intermediate, outputs, mine.copy, next};
+            multiply(kernels_, job, x, segment->count, mine.second + (segment->first - first_row_) * kMaxOutputs);
         }
+        for (int64_t r = 0; r < num_rows_; ++r)
+            kernels_.add_share(mine.second + r * kMaxOutputs, shares_[first_row_ + r], outputs,
+                               job_.out + tokens_[first_row_ + r] * job_.hidden + first);
     }
 
     const HrmExperts& job_;
@@ -138,7 +150,7 @@ class Mixture {
     const int32_t num_threads_;
     const int64_t element_bytes_, x_bytes_, row_bytes_;
     char* const rows_;
-    int64_t first_row_ = 0;
+    int64_t first_row_ = 0, num_rows_ = 0;  // of the segments
     std::vector<int64_t> starts_, tokens_;
     std::vector<float> shares_;
     std::vector<Segment> segments_;
