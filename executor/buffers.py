@@ -39,16 +39,11 @@ class PrefillFlight:
         """Return attention output, as the output projection takes it: [tokens, inputs]."""
         return self._attended[: batch.num_tokens * self._width].view(batch.num_tokens, self._width)
 
-    def cached(self, batch: MicroBatch, first: int, last: int) -> list[torch.Tensor]:
-        """Return what the cache takes of sequences `first` to `last` (one past), whose prompts are of one length.
-
-        Keys and values, or latents: [sequences, heads, tokens, head_dim].
-        """
-        heads, dim = self._cached
-        return [part.view(last - first, heads, -1, dim) for part in self.all_cached(batch, first, last)]
-
     def all_cached(self, batch: MicroBatch, first: int, last: int) -> list[torch.Tensor]:
-        """Return all that the cache takes of sequences `first` to `last` (one past), flat: they lie side by side."""
+        """Return what the cache takes of sequences `first` to `last` (one past), flat: they lie side by side.
+
+        Keys and values, or latents: [heads, tokens, head_dim] of each sequence.
+        """
         width = self._cached[0] * self._cached[1]
         begin, end = (batch.token_starts[at] - batch.token_first for at in (first, last))
         return [part[begin * width : end * width] for part in self._parts]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 
 from executor.memory import Allocate, main_memory, pinned_memory, torch_dtype
+from executor.native import Move
+from executor.rows import move_rows
 from executor.wave import MicroBatch, Wave
 from hrm.device.backend import Backend
 from hrm.model import ModelSpec
@@ -94,16 +96,27 @@ class KVCache:
         shape = (self.num_heads, -1, self.head_dim)
         return [part.view(shape)[:, :tokens] for part in self.block(layer, sequence, sequence + 1)]
 
-    def store_prompt(self, layer: int, sequence: int, parts: Sequence[torch.Tensor]) -> None:
-        """Write a sequence's prompt, each of `parts` [heads, tokens, head_dim]; of a window only what it sees."""
-        tokens = parts[0].shape[1]
-        for own, part in zip(self.rows(layer, sequence, tokens), parts, strict=True):
-            capacity = own.shape[1]
-            first = max(tokens - capacity, 0)
-            turn = (first + capacity - 1) // capacity * capacity
-            for begin, end in ((first, min(turn, tokens)), (turn, tokens)):
+    def store_prompts(self, layer: int, first: int, lens: Sequence[int], parts: Sequence[torch.Tensor]) -> None:
+        """Write the prompts of sequences from `first` on; of a window only what it sees.
+
+        They lie side by side in each of `parts`, [heads, tokens, head_dim] of a sequence. One without tokens keeps
+        what it has.
+        """
+        moves = list(self._moves(layer, first, lens))
+        for own, part in zip(self._parts[layer], parts, strict=True):
+            move_rows(part, own, moves, self.num_heads, self.head_dim)
+
+    def _moves(self, layer: int, first: int, lens: Sequence[int]) -> Iterator[Move]:
+        room, dim, start = self._rooms[layer], self.head_dim, 0
+        capacities = room.capacities[first : first + len(lens)].tolist()
+        for home, capacity, tokens in zip(room.starts[first:], capacities, lens, strict=False):
+            seen = max(tokens - capacity, 0)
+            turn = (seen + capacity - 1) // capacity * capacity if capacity else 0
+            for begin, end in ((seen, min(turn, tokens)), (turn, tokens)):
                 if begin < end:
-                    own[:, begin % capacity : begin % capacity + end - begin] = part[:, begin:end]
+                    source = (start + begin * dim, dim, tokens * dim)
+                    yield Move(*source, home + begin % capacity * dim, dim, capacity * dim, end - begin)
+            start += self.num_heads * tokens * dim
 
 
 class LoadedKV:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import torch
+from collections.abc import Iterable, Iterator, Sequence
 
 from executor.attention import TOKENS_AT_A_TIME, prefill_attention
 from executor.buffers import PrefillFlight
 from executor.decoder import pre_attention
 from executor.latent import LatentWeights
+from executor.native import Move
+from executor.rows import move_rows
 from executor.state import Step, WaveState
 from hrm.schedule.task import IN_FLIGHT
 
@@ -37,25 +37,21 @@ class PrefillTasks:
             parts = [state.workspace.take(shape, hidden.dtype) for _ in range(model.cache_parts)]
             out = (flight.query(batch), *parts)
             pre_attention(hidden, state.weights.layers[step.task.layer], model, rotary, state.workspace, out)
-            for first, last in batch.runs(TOKENS_AT_A_TIME):
-                for own, part in zip(flight.cached(batch, first, last), parts, strict=True):
-                    own.copy_(_by_prompt(part[batch.rows(first, last)], last - first).transpose(1, 2))
+            heads, dim = model.cache_heads
+            moves = list(_head_by_head(batch.prompt_lens, heads, dim))
+            for own, part in zip(flight.all_cached(batch, 0, batch.num_sequences), parts, strict=True):
+                move_rows(part, own, moves, heads, dim)
 
     def offload(self, step: Step) -> None:
         """Bring what belongs there down to the host, one copy of each part, and put it into the cache."""
         state, batch, cache = self.state, self.state.batch(step), self.state.cache
         first = cache.first_on_host[step.task.part] - batch.first
-        heads, dim = state.model.cache_heads
         sources = self._flight(step).all_cached(batch, first, batch.num_sequences)
         if not sources[0].numel():
             return
         with state.landing.frame():
-            sizes = [tokens * heads * dim for tokens in batch.prompt_lens[first:]]
-            landed = [torch.split(part, sizes) for part in state.land(sources)]
-            for index, own in enumerate(zip(*landed, strict=True), start=first):
-                parts = [part.view(heads, -1, dim) for part in own]
-                if batch.prompt_lens[index]:
-                    cache.host.store_prompt(step.task.layer, batch.first + index, parts)
+            landed = state.land(sources)
+            cache.host.store_prompts(step.task.layer, batch.first + first, batch.prompt_lens[first:], landed)
 
     def attention(self, step: Step) -> None:
         """Attend within each prompt; write the cache of those that keep theirs on this device."""
@@ -67,10 +63,9 @@ class PrefillTasks:
             with state.workspace.frame():
                 keys, values = state.keys_values(layer, flight.all_cached(batch, first, last), lens)
                 prefill_attention(query[rows], keys, values, attended[rows], lens, state.attention(layer))
-        for index in range(batch.first, min(batch.last, first_on_host)):
-            if batch.prompt_lens[at := index - batch.first]:
-                own = [part[0] for part in flight.cached(batch, at, at + 1)]
-                state.cache.main.store_prompt(layer, index, own)
+        here = min(batch.last, first_on_host) - batch.first
+        cached = flight.all_cached(batch, 0, here)
+        state.cache.main.store_prompts(layer, batch.first, batch.prompt_lens[:here], cached)
 
     def _together(self, step: Step) -> Iterable[tuple[int, int]]:
         """Return the sequences that attend in one call: all, but latents are expanded some of one length at a time."""
@@ -85,6 +80,10 @@ class PrefillTasks:
         self.state.choose_after(step)
 
 
-def _by_prompt(rows: torch.Tensor, prompts: int) -> torch.Tensor:
-    """View rows of prompts of one length as [prompts, tokens, ...]."""
-    return rows.view(prompts, -1, *rows.shape[1:])
+def _head_by_head(lens: Sequence[int], heads: int, dim: int) -> Iterator[Move]:
+    """Say where rows [tokens, heads, dim] of prompts go, so that each prompt's are [heads, tokens, dim]."""
+    start = 0
+    for tokens in lens:
+        if tokens:
+            yield Move(start, heads * dim, dim, start, dim, tokens * dim, tokens)
+        start += tokens * heads * dim

@@ -203,8 +203,8 @@ def test_decode_over_the_cache_equals_prefill_of_the_whole_sequence():
         model, [length + 3 for length in lens], torch.float32, lambda shape, kind: torch.empty(shape, dtype=kind)
     )
     sequences = [tuple(torch.randn(length + 1, heads, 16) for heads in (6, 2, 2)) for length in lens]
-    for index, (length, (_, keys, values)) in enumerate(zip(lens, sequences, strict=True)):
-        cache.store_prompt(0, index, [part[:length].transpose(0, 1) for part in (keys, values)])
+    prompts = [torch.cat([parts[at][:-1].transpose(0, 1).flatten() for parts in sequences]) for at in (1, 2)]
+    cache.store_prompts(0, 0, lens, prompts)
     query, new_keys, new_values = (torch.stack([parts[at][-1] for parts in sequences]) for at in range(3))
     cached = torch.tensor(lens)
     out = torch.empty_like(query)

@@ -5,7 +5,7 @@ Without a C++ compiler the package installs all the same, and all of it runs thr
 
 from executor.native.attention import append_kv, decode_attention
 from executor.native.choices import largest, route
-from executor.native.elementwise import add, add_rms_norm, copy_rows, rms_norm, rotate, suits_rows
+from executor.native.elementwise import Move, add, add_rms_norm, copy_rows, move_rows, rms_norm, rotate, suits_rows
 from executor.native.library import Call, available, instruction_sets, recording, status_line
 from executor.native.prefill import Prompts, prefill_attention
 from executor.native.products import Experts, experts, linear, packed_bytes
@@ -13,6 +13,7 @@ from executor.native.products import Experts, experts, linear, packed_bytes
 __all__ = [
     "Call",
     "Experts",
+    "Move",
     "Prompts",
     "add",
     "add_rms_norm",
@@ -24,6 +25,7 @@ __all__ = [
     "instruction_sets",
     "largest",
     "linear",
+    "move_rows",
     "packed_bytes",
     "prefill_attention",
     "recording",

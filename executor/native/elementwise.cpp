@@ -33,6 +33,18 @@ struct HrmCopy {
     int64_t tokens, heads, width;
 };
 
+// Rows that go together: of some tokens, their heads. Places and distances in elements.
+struct HrmMove {
+    int64_t from, from_token, from_head, to, to_token, to_head, tokens;
+};
+
+struct HrmMoves {
+    const void* x;
+    void* out;
+    const HrmMove* moves;
+    int64_t count, heads, width, x_elements, out_elements, element_bytes;
+};
+
 struct HrmSum {
     void* total;  // added to
     const void* x;
@@ -113,6 +125,33 @@ HRM_EXPORT void hrm_copy_rows(const HrmCopy* job, int32_t, int32_t num_threads) 
     for_rows(job->tokens, job->heads, job->width, num_threads, [&](int64_t token, int64_t head) {
         std::memcpy(row_of(job->out, token, head), row_of(job->x, token, head), row_bytes);
     });
+}
+
+// 1 if a move would leave its buffer: then nothing was moved.
+HRM_EXPORT int32_t hrm_move_rows(const HrmMoves* job, int32_t, int32_t num_threads) {
+    const auto inside = [&](int64_t first, int64_t token, int64_t head, int64_t tokens, int64_t elements) {
+        return first >= 0 && token >= 0 && head >= 0 && first + (tokens - 1) * token + (job->heads - 1) * head + job->width <= elements;
+    };
+    int64_t elements = 0;
+    for (const HrmMove* move = job->moves; move < job->moves + job->count; ++move) {
+        if (move->tokens < 1 || !inside(move->from, move->from_token, move->from_head, move->tokens, job->x_elements) ||
+            !inside(move->to, move->to_token, move->to_head, move->tokens, job->out_elements))
+            return 1;
+        elements += move->tokens * job->heads * job->width;
+    }
+    const int64_t bytes = job->element_bytes;
+    std::atomic<int64_t> next{0};
+    run_parallel(std::min<int64_t>(num_threads, 1 + elements / kWorthAThread), [&](int64_t) {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < job->count;) {
+            const HrmMove& move = job->moves[i];
+            for (int64_t token = 0; token < move.tokens; ++token)
+                for (int64_t head = 0; head < job->heads; ++head)
+                    std::memcpy(static_cast<char*>(job->out) + (move.to + token * move.to_token + head * move.to_head) * bytes,
+                                static_cast<const char*>(job->x) + (move.from + token * move.from_token + head * move.from_head) * bytes,
+                                job->width * bytes);
+        }
+    });
+    return 0;
 }
 
 HRM_EXPORT void hrm_add(const HrmSum* job, int32_t path, int32_t num_threads) {

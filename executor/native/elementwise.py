@@ -7,14 +7,15 @@ is float32, and a row's result does not depend on the others.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from executor.native.library import available, call
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["add", "add_rms_norm", "copy_rows", "rms_norm", "rotate", "suits_rows"]
+__all__ = ["Move", "add", "add_rms_norm", "copy_rows", "move_rows", "rms_norm", "rotate", "suits_rows"]
 
 
 class _Rows(ctypes.Structure):
@@ -68,6 +69,30 @@ class _Copy(ctypes.Structure):
     """Mirrors `HrmCopy` in elementwise.cpp, field by field."""
 
     _fields_ = (("x", _Rows), ("out", _Rows), *((name, ctypes.c_int64) for name in ("tokens", "heads", "width")))
+
+
+class Move(NamedTuple):
+    """Rows that go together: of `tokens` tokens each head's. Places of the first row and distances, in elements."""
+
+    source: int
+    source_token: int
+    source_head: int
+    target: int
+    target_token: int
+    target_head: int
+    tokens: int
+
+
+class _Moves(ctypes.Structure):
+    """Mirrors `HrmMoves` in elementwise.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "out", "moves")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("count", "heads", "width", "x_elements", "out_elements", "element_bytes")
+        ),
+    )
 
 
 def suits_rows(*tensors: torch.Tensor) -> bool:
@@ -186,6 +211,34 @@ def copy_rows(x: torch.Tensor, out: torch.Tensor, num_threads: int) -> None:
         raise ValueError(f"copy of {x.dtype} {tuple(x.shape)} does not give {out.dtype} {tuple(out.shape)}")
     tokens, heads, width = x.shape
     call("copy_rows", num_threads, _Copy(x=_rows(x), out=_rows(out), tokens=tokens, heads=heads, width=width))
+
+
+def move_rows(
+    x: torch.Tensor, out: torch.Tensor, moves: Sequence[Move], heads: int, width: int, num_threads: int
+) -> None:
+    """Copy rows of `width` numbers from x into `out`, both contiguous and of one dtype, `heads` of them for each token.
+
+    Raises
+    ------
+    ValueError
+        When dtypes or layouts contradict this description, or a move leaves a tensor.
+    """
+    numbers = (ctypes.c_int64 * (len(moves) * len(Move._fields)))(*(number for move in moves for number in move))
+    job = _Moves(
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        moves=ctypes.addressof(numbers),
+        count=len(moves),
+        heads=heads,
+        width=width,
+        x_elements=x.numel(),
+        out_elements=out.numel(),
+        element_bytes=x.dtype.itemsize,
+    )
+    job.kept = numbers  # as long as the job
+    fits = x.dtype == out.dtype and x.is_contiguous() and out.is_contiguous() and heads > 0 and width > 0
+    if not fits or call("move_rows", num_threads, job):
+        raise ValueError(f"rows from {x.dtype} {tuple(x.shape)} to {out.dtype} {tuple(out.shape)}: one lies outside")
 
 
 def _rows(tensor: torch.Tensor) -> _Rows:

@@ -119,6 +119,7 @@ def _library() -> ctypes.CDLL | None:
             found.hrm_decode_attention.argtypes = (pointer, number, number)
             found.hrm_prefill_attention.argtypes = (pointer, number, number)
             found.hrm_append_kv.argtypes = (pointer, number, number)
+            found.hrm_move_rows.argtypes = (pointer, number, number)
             for name in ("linear", "experts", "rms_norm", "rotate", "copy_rows", "add", "route", "largest"):
                 kernel = getattr(found, f"hrm_{name}")
                 kernel.argtypes, kernel.restype = (pointer, number, number), None
