@@ -22,6 +22,7 @@ setup(
                     "common",
                     "each_path",
                     "elementwise_kernel",
+                    "kernels_for_path",
                     "prefill_kernel",
                     "products_avx2",
                     "products_dot",

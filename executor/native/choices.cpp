@@ -34,15 +34,7 @@ struct Kernels {
 
 #define HRM_KERNEL "choices_kernel.h"
 #include "each_path.h"
-
-const Kernels& kernels_for(int path) {
-#if defined(__x86_64__)
-    if (path >= kAvx512) return avx512::kernels;
-    if (path == kAvx2) return avx2::kernels;
-#endif
-    (void)path;
-    return portable::kernels;
-}
+#include "kernels_for_path.h"
 
 // A token's experts by softmax; of equal ones the first. `scores` has room for them all.
 void route(const HrmRoute& job, int64_t token, float* scores) {

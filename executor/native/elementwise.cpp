@@ -66,15 +66,7 @@ struct Kernels {
 
 #define HRM_KERNEL "elementwise_kernel.h"
 #include "each_path.h"
-
-const Kernels& kernels_for(int path) {
-#if defined(__x86_64__)
-    if (path >= kAvx512) return avx512::kernels;
-    if (path == kAvx2) return avx2::kernels;
-#endif
-    (void)path;
-    return portable::kernels;
-}
+#include "kernels_for_path.h"
 
 char* row_of(const HrmRows& rows, int64_t token, int64_t head) {
     return static_cast<char*>(rows.data) + (token * rows.token_stride + head * rows.head_stride) * (rows.is_bfloat16 ? 2 : 4);
