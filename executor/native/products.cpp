@@ -97,10 +97,40 @@ const Kernels& kernels_for(int path, bool narrow, bool dots) {
                   : portable::kernels<portable::Widened<portable::Float32>>;
 }
 
+const char* at(const void* from, int64_t bytes) { return static_cast<const char*>(from) + bytes; }
+char* at(void* from, int64_t bytes) { return static_cast<char*>(from) + bytes; }
+
 // Room of a packed row, as in products.py: whole units, and a cache line more so that rows do not meet in the same sets of a cache.
 int64_t packed_bytes(int64_t inputs) {
     return (inputs + kWidestUnit - 1) / kWidestUnit * kWidestUnit * 4 + kLineBytes;
 }
+
+// Rows of x as a product reads them: where they lie, if they can be read there, or packed into memory, row by row.
+class Rows {
+  public:
+    // `stride` is in elements; `dots` whether rows and weights are multiplied as they are.
+    Rows(const void* x, int64_t stride, bool is_bfloat16, int64_t inputs, bool dots, void* memory)
+        : x_(x), stride_(stride), is_bfloat16_(is_bfloat16), inputs_(inputs), memory_(memory), bytes_(packed_bytes(inputs)) {
+        // In whole cache lines, and their distance such that rows do not meet in the same sets of a cache.
+        const int64_t lines = 2 * stride / kLineBytes;
+        lie_well_ = dots && reinterpret_cast<uintptr_t>(x) % kLineBytes == 0 && 2 * stride % kLineBytes == 0 && lines % 4 != 0;
+    }
+
+    bool lie_well() const { return lie_well_; }
+    void pack(const Kernels& kernels, int64_t row) const {
+        kernels.pack(x_, row * stride_, is_bfloat16_, inputs_, at(memory_, row * bytes_));
+    }
+    const void* operator[](int64_t row) const { return lie_well_ ? at(x_, 2 * row * stride_) : at(memory_, row * bytes_); }
+
+  private:
+    const void* x_;
+    int64_t stride_;
+    bool is_bfloat16_;
+    int64_t inputs_;
+    void* memory_;
+    int64_t bytes_;
+    bool lie_well_;
+};
 
 // Sums are [row][kMaxOutputs], the second of all experts' rows; a vector's width more, for the last row's may be added to
 // as a whole vector.
@@ -147,9 +177,6 @@ int piece_outputs(int64_t outputs, int64_t others, int32_t num_threads) {
     return of_a_thread >= 2 * kMaxOutputs ? kMaxOutputs / 2 : kMaxOutputs / 4;
 }
 
-const char* at(const void* from, int64_t bytes) { return static_cast<const char*>(from) + bytes; }
-char* at(void* from, int64_t bytes) { return static_cast<char*>(from) + bytes; }
-
 #include "products_mixture.h"
 
 }  // namespace
@@ -157,10 +184,11 @@ char* at(void* from, int64_t bytes) { return static_cast<char*>(from) + bytes; }
 HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threads) {
     const bool dots = job->x_is_bfloat16 && job->weights_are_bfloat16;
     const Kernels& kernels = kernels_for(path, job->weights_are_bfloat16, dots);
-    const int64_t row_bytes = packed_bytes(job->inputs), element_bytes = job->weights_are_bfloat16 ? 2 : 4;
-    share_out(job->rows, static_cast<double>(job->rows * job->inputs), num_threads, [&](int64_t row, int64_t) {
-        kernels.pack(job->x, row * job->x_stride, job->x_is_bfloat16, job->inputs, at(job->memory, row * row_bytes));
-    });
+    const int64_t element_bytes = job->weights_are_bfloat16 ? 2 : 4;
+    const Rows all(job->x, job->x_stride, job->x_is_bfloat16, job->inputs, dots && path == kAvx512Bf16, job->memory);
+    if (!all.lie_well())
+        share_out(job->rows, static_cast<double>(job->rows * job->inputs), num_threads,
+                  [&](int64_t row, int64_t) { all.pack(kernels, row); });
     const int64_t parts = (job->rows + kMaxRows - 1) / kMaxRows;
     const int step = piece_outputs(job->outputs, parts, num_threads);
     const int64_t pieces = (job->outputs + step - 1) / step;
@@ -170,7 +198,7 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
         const int rows = static_cast<int>(std::min<int64_t>(kMaxRows, job->rows - first_row));
         const int outputs = static_cast<int>(std::min<int64_t>(step, job->outputs - first));
         const void* x[kMaxRows];
-        for (int r = 0; r < rows; ++r) x[r] = at(job->memory, (first_row + r) * row_bytes);
+        for (int r = 0; r < rows; ++r) x[r] = all[first_row + r];
         Sums& mine = own_sums();
         const auto weights = [&](int64_t piece) { return at(job->weights, piece % pieces * step * job->inputs * element_bytes); };
         multiply(kernels, {weights(item), job->inputs, outputs, mine.copy, weights(next)}, x, rows, mine.second);
@@ -182,5 +210,6 @@ HRM_EXPORT void hrm_linear(const HrmLinear* job, int32_t path, int32_t num_threa
 
 HRM_EXPORT void hrm_experts(const HrmExperts* job, int32_t path, int32_t num_threads) {
     const bool dots = job->x_is_bfloat16 && job->weights_are_bfloat16;
-    Mixture(*job, kernels_for(path, job->weights_are_bfloat16, dots), num_threads).run();
+    const Rows tokens(job->x, job->hidden, job->x_is_bfloat16, job->hidden, dots && path == kAvx512Bf16, job->memory);
+    Mixture(*job, tokens, kernels_for(path, job->weights_are_bfloat16, dots), num_threads).run();
 }

@@ -9,10 +9,9 @@ struct Segment {
 
 class Mixture {
   public:
-    Mixture(const HrmExperts& job, const Kernels& kernels, int32_t num_threads)
-        : job_(job), kernels_(kernels), num_threads_(num_threads), element_bytes_(job.weights_are_bfloat16 ? 2 : 4),
-          x_bytes_(packed_bytes(job.hidden)), row_bytes_(packed_bytes(job.intermediate)),
-          rows_(at(job.memory, job.tokens * x_bytes_)) {
+    Mixture(const HrmExperts& job, const Rows& x, const Kernels& kernels, int32_t num_threads)
+        : job_(job), x_(x), kernels_(kernels), num_threads_(num_threads), element_bytes_(job.weights_are_bfloat16 ? 2 : 4),
+          row_bytes_(packed_bytes(job.intermediate)), rows_(at(job.memory, job.tokens * packed_bytes(job.hidden))) {
         sort_by_expert();
     }
 
@@ -21,12 +20,12 @@ class Mixture {
             share_out(job_.tokens, static_cast<double>(job_.tokens * job_.hidden), num_threads_, [&](int64_t token, int64_t) {
                 std::memset(job_.out + token * job_.hidden, 0, sizeof(float) * job_.hidden);
             });
-        const std::vector<int64_t> wanted = wanted_tokens();
-        const int64_t count = static_cast<int64_t>(wanted.size());
-        share_out(count, static_cast<double>(count * job_.hidden), num_threads_, [&](int64_t i, int64_t) {
-            const int64_t token = wanted[i];
-            kernels_.pack(job_.x, token * job_.hidden, job_.x_is_bfloat16, job_.hidden, at(job_.memory, token * x_bytes_));
-        });
+        if (!x_.lie_well()) {
+            const std::vector<int64_t> wanted = wanted_tokens();
+            const int64_t count = static_cast<int64_t>(wanted.size());
+            share_out(count, static_cast<double>(count * job_.hidden), num_threads_,
+                      [&](int64_t i, int64_t) { x_.pack(kernels_, wanted[i]); });
+        }
         // As many whole experts as the rows hold; one with more rows than that is taken in parts.
         for (int64_t expert = 0, first = 0; expert < job_.num_experts;) {
             segments_.clear();
@@ -112,7 +111,7 @@ class Mixture {
         const void* x[kMaxRows];
         void* results[kMaxRows];
         for (int r = 0; r < segment.count; ++r) {
-            x[r] = at(job_.memory, tokens_[segment.first + r] * x_bytes_);
+            x[r] = x_[tokens_[segment.first + r]];
             results[r] = row(segment.first + r);
         }
         const int outputs = static_cast<int>(std::min<int64_t>(step, job_.intermediate - first));
@@ -146,9 +145,10 @@ class Mixture {
     }
 
     const HrmExperts& job_;
+    const Rows& x_;
     const Kernels& kernels_;
     const int32_t num_threads_;
-    const int64_t element_bytes_, x_bytes_, row_bytes_;
+    const int64_t element_bytes_, row_bytes_;
     char* const rows_;
     int64_t first_row_ = 0, num_rows_ = 0;  // of the segments
     std::vector<int64_t> starts_, tokens_;
