@@ -50,8 +50,8 @@ _recorded = _Recorded()
 @contextmanager
 def recording() -> Iterator[list[Call]]:
     """List what this thread calls inside the block."""
-    outside, calls = _recorded.calls, list[Call]()
-    _recorded.calls = calls
+    calls: list[Call] = []
+    outside, _recorded.calls = _recorded.calls, calls
     try:
         yield calls
     finally:
