@@ -64,7 +64,10 @@ def main() -> None:
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.dtype]
     size = 3 * HIDDEN * INTERMEDIATE
     copies = -(-COPIES_BYTES // (size * dtype.itemsize))
-    experts = [huge_paged((size,), dtype).copy_(torch.randn(size).mul_(0.02)) for _ in range(copies)]
+    # In one piece of memory, as the executor holds those of a layer.
+    experts = list(huge_paged((copies * size,), dtype).split(size))
+    for expert in experts:
+        expert.copy_(torch.randn(size).mul_(0.02))
     print(
         f"{native.status_line()}; experts of {HIDDEN} x {INTERMEDIATE} in {options.dtype}, {options.experts} a call, "
         f"{copies} in turn"

@@ -52,6 +52,22 @@ def test_compiled_moves_are_those_of_torch(lens, heads, width, dtype):
     assert torch.equal(compiled, torch.cat(by_prompt[::-1]))
 
 
+def test_prompts_of_one_length_are_copied_at_once_through_torch(monkeypatch):
+    monkeypatch.setenv("HRM_NATIVE", "0")
+    copies, copy = list[tuple[int, ...]](), torch.Tensor.copy_
+
+    def counted(*rows):
+        copies.append(tuple(rows[0].shape))
+        return copy(*rows)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", counted)
+    source, target = torch.randn(14, 2, 4), torch.zeros(14 * 8)
+
+    move_rows(source, target, [move._replace(target=move.source) for move in moves_of([3, 3, 3, 5], 2, 4)], 2, 4)
+
+    assert copies == [(3, 3, 2, 4), (1, 5, 2, 4)]
+
+
 def test_formats_are_converted_through_torch():
     source, target = torch.randn(3, 2, 4), torch.zeros(24, dtype=torch.bfloat16)
 

@@ -186,11 +186,11 @@ HRM_TARGET Vec weigh(Vec* scores, int num_vectors, int num_lanes, float scale, V
 }
 
 // One block of `count` tokens for kHeads query heads. `running` is the maximum and the sum of each lane. Memory is kept
-// busy all the time: V of this block is requested while K is scored (if `fetch`), and `upcoming_keys` while V is added.
+// busy all the time: V up to `values_end` is requested while K is scored, and `upcoming_keys` while V is added.
 template <class Kernel, int kHeads>
 HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename Kernel::Element* values, int count,
                           const Shape& shape, const typename Kernel::Query* query, float* sums, Vec* running,
-                          bool fetch, const char* upcoming_keys) {
+                          const char* values_end, const char* upcoming_keys) {
     using Element = typename Kernel::Element;
     constexpr int kLanes = lanes(kHeads), kTokens = W / kLanes;
     constexpr int kUnits = W == 16 ? (kHeads <= 2 ? 4 : 2) : (kHeads == 1 ? 4 : kHeads == 2 ? 2 : 1);
@@ -202,7 +202,7 @@ HRM_TARGET void add_block(const typename Kernel::Element* keys, const typename K
         const Element* rows[kTokens];
         for (int t = 0; t < kTokens; ++t) rows[t] = keys + (first + t) * dim;
         for (int t = count - first; t < kTokens; ++t) rows[t] = rows[0];  // scored, then discarded
-        if (fetch) prefetch(upcoming + first * row_bytes, kTokens * row_bytes);
+        if (upcoming + first * row_bytes < values_end) prefetch(upcoming + first * row_bytes, kTokens * row_bytes);
         scores[filled++] = Kernel::template score_tile<kHeads>(rows, shape, query);
     }
     float* lane = reinterpret_cast<float*>(scores);
@@ -263,11 +263,13 @@ HRM_TARGET void attend(const HrmAttention& job, const Shape& shape, int64_t item
             const Query* q = query + g * pad;
             float* s = sums + g * pad;
             Vec* r = running + g / 2;
+            // The first four heads request for all.
+            const char* values_end = g == 0 ? reinterpret_cast<const char*>(values + length * dim) : nullptr;
             switch (std::min(group - g, 4)) {
-                case 1: add_block<Kernel, 1>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
-                case 2: add_block<Kernel, 2>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
-                case 3: add_block<Kernel, 3>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
-                default: add_block<Kernel, 4>(k, v, count, shape, q, s, r, g == 0, upcoming); break;
+                case 1: add_block<Kernel, 1>(k, v, count, shape, q, s, r, values_end, upcoming); break;
+                case 2: add_block<Kernel, 2>(k, v, count, shape, q, s, r, values_end, upcoming); break;
+                case 3: add_block<Kernel, 3>(k, v, count, shape, q, s, r, values_end, upcoming); break;
+                default: add_block<Kernel, 4>(k, v, count, shape, q, s, r, values_end, upcoming); break;
             }
         }
     }
