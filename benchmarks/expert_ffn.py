@@ -65,7 +65,7 @@ def main() -> None:
     size = 3 * HIDDEN * INTERMEDIATE
     copies = -(-COPIES_BYTES // (size * dtype.itemsize))
     # In one piece of memory, as the executor holds those of a layer.
-    experts = list(huge_paged((copies * size,), dtype).split(size))
+    experts = list(torch.split(huge_paged((copies * size,), dtype), size))
     for expert in experts:
         expert.copy_(torch.randn(size).mul_(0.02))
     print(
