@@ -64,6 +64,12 @@ class Footprint:
         if self.peak_bytes > (1 + TOLERANCE) * self.planned_bytes + _UNPLANNED_BYTES:
             raise OutOfMemoryError(
                 f"host memory: the run holds {self.peak_bytes} bytes ({format_bytes(self.peak_bytes)}) beside "
-                f"{format_bytes(self.runtime_bytes)} of libraries, its plan counts {self.planned_bytes} "
+                f"{format_bytes(self.runtime_bytes)} of libraries{self._parts()}, its plan counts {self.planned_bytes} "
                 f"({format_bytes(self.planned_bytes)}): plan for these very prompts, or with a smaller batch"
             )
+
+    def _parts(self) -> str:
+        """Say what else the process holds now, as far as it is known: it may be what is too much."""
+        memory, inside = self._process.memory_info(), self._backend.memory_used_bytes
+        mapped = f", {format_bytes(memory.shared)} in mapped files" if hasattr(memory, "shared") else ""
+        return mapped + (f", {format_bytes(inside)} of the emulated device" if inside else "")
