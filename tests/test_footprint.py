@@ -1,5 +1,6 @@
 """What a run holds of host memory is what the plan says, and pages of files do not pile up in it."""
 
+import ctypes
 import mmap
 import sys
 
@@ -30,6 +31,27 @@ def test_an_overrun_of_host_memory_is_one_line_with_both_numbers(monkeypatch):
     backend.close()
     assert "\n" not in str(caught.value)
     assert footprint.peak_bytes >= 0.9 * len(ballast)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries give back what is freed in ways of their own")
+def test_memory_that_was_freed_is_no_overrun(monkeypatch):
+    monkeypatch.setattr("executor.footprint._UNPLANNED_BYTES", 8 * MIB)
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    backend = HostBackend(threads=1)
+    footprint = Footprint(backend, planned_bytes=4 * MIB)
+    # Small blocks come from one growing piece of memory, and the last one keeps those before it from being given back.
+    blocks = [library.malloc(64 * 1024) for _ in range(1024)]
+    for block in blocks:
+        ctypes.memset(block, 1, 64 * 1024)
+    for block in blocks[:-1]:
+        library.free(block)
+
+    footprint.look()
+
+    library.free(blocks[-1])
+    backend.close()
+    assert footprint.peak_bytes < 12 * MIB
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are let go on Linux only")
