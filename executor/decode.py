@@ -48,7 +48,7 @@ class DecodeTasks:
             # The token's position is the number of tokens before it.
             positions = state.round.on_main.at(step.pass_index, batch.first, batch.last)
             self._rotate_at(step.task.part, state.rotary.at(positions))
-        self._as_before(step, state.policy.main_device, partial(self._project, step, hidden))
+        self._as_before(step, partial(self._project, step, hidden))
 
     def _rotate_at(self, part: int, rotary: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Put cosines and sines where those of a micro-batch lie in every pass."""
@@ -56,9 +56,9 @@ class DecodeTasks:
             if kept is not new:
                 kept.copy_(new)
 
-    def _as_before(self, step: Step, where: Processor, work: Callable[[], None]) -> None:
-        """Do a task's work; on the CPU each pass finds its operands where the pass before did."""
-        if where is Processor.CPU:
+    def _as_before(self, step: Step, work: Callable[[], None]) -> None:
+        """Do a task's work; with everything on the CPU each pass finds its operands where the pass before did."""
+        if self.state.policy.main_device is Processor.CPU:
             self._repeated.run(step.task.key, work)
         else:
             work()
@@ -103,7 +103,7 @@ class DecodeTasks:
     def attention(self, step: Step) -> None:
         """Append to the cache and attend over it: where it lies, or where it was fetched to."""
         self._lay_out(step)
-        self._as_before(step, self.state.policy.attention_device, partial(self._attend, step))
+        self._as_before(step, partial(self._attend, step))
 
     def _lay_out(self, step: Step) -> None:
         """Say where the pass's tokens go and what is valid then, once for layers that are alike, in the same memory."""
@@ -154,7 +154,7 @@ class DecodeTasks:
 
     def post_attention(self, step: Step) -> None:
         """Run the layer's second half, and after the last layer the head."""
-        self._as_before(step, self.state.policy.main_device, partial(self._finish, step))
+        self._as_before(step, partial(self._finish, step))
         self.state.choose_after(step)
 
     def _finish(self, step: Step) -> None:
