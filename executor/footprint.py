@@ -51,9 +51,12 @@ class Footprint:
             )
 
     def _held_bytes(self) -> int:
-        inside = self._backend.memory_used_bytes if self._backend.device.type == "cpu" else 0
-        held: int = self._process.memory_info().rss - inside
+        held: int = self._process.memory_info().rss - self._inside_bytes()
         return held
+
+    def _inside_bytes(self) -> int:
+        """Return what an emulated device holds: its memory lies in the process."""
+        return self._backend.memory_used_bytes if self._backend.device.type == "cpu" else 0
 
     def look(self) -> None:
         """Note what is held now.
@@ -79,7 +82,7 @@ class Footprint:
 
     def _parts(self) -> str:
         """Say what else the process holds now, as far as it is known: it may be what is too much."""
-        memory, inside = self._process.memory_info(), self._backend.memory_used_bytes
+        memory, inside = self._process.memory_info(), self._inside_bytes()
         mapped = f", {format_bytes(memory.shared)} in mapped files" if hasattr(memory, "shared") else ""
         return mapped + (f", {format_bytes(inside)} of the emulated device" if inside else "")
 

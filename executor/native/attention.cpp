@@ -38,7 +38,7 @@ enum Result { kDone = 0, kPathMissing = 1, kLengthBeyondCapacity = 2, kBlockOuts
 // read reaches, 33 to 35 with blocks twice as large, and half as large ones leave too much to do per block. On one of a Zen 3
 // what arrives is bound by requests in flight: some 15 GB/s of 24, alike for bfloat16 and float32, huge pages or not, requests
 // into the first or the second cache, 1 to 8 KiB ahead; 9 GB/s without any, 11 where loads stand in for them.
-constexpr int kBlockTokens = 64;    // at most
+constexpr int kBlockTokens = 64;   // at most
 constexpr int kBlockBytes = 4096;  // of K in a block, about
 constexpr int kAheadBytes = 3072;  // with 2048 long contexts take up to 1.1 times as long on the Zen 5, with 4096 and 8192 1.02 and 1.09
 constexpr int64_t kItemsAhead = 12;  // of those appended
