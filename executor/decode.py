@@ -59,7 +59,9 @@ class DecodeTasks:
     def _as_before(self, step: Step, work: Callable[[], None]) -> None:
         """Do a task's work; with everything on the CPU each pass finds its operands where the pass before did."""
         if self.state.policy.main_device is Processor.CPU:
-            self._repeated.run(step.task.key, work)
+            kind, layer, part = step.task.key
+            alike = kind, self.state.model.layer_kind(layer), self.state.batch(step).num_sequences
+            self._repeated.run((kind, layer, part), alike, work)
         else:
             work()
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from executor import native
 from executor.linear import linear
 from executor.norm import rms_norm
 from executor.rotary import rotate
+from executor.rows import copy_rows
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
@@ -54,14 +54,7 @@ def project(
                     over = heads if len(norm) == model.head_dim else source
                     heads = rms_norm(over, norm, model.rms_norm_eps, workspace).view(heads.shape)
                 _rotate(heads, rotary, workspace, target)
-        _copy(values.view(len(x), -1, model.head_dim), out[2])
-
-
-def _copy(heads: torch.Tensor, target: torch.Tensor) -> None:
-    if native.suits_rows(heads, target) and heads.dtype == target.dtype:
-        native.copy_rows(heads, target, torch.get_num_threads())
-    else:
-        target.copy_(heads)
+        copy_rows(values.view(len(x), -1, model.head_dim), out[2])
 
 
 def _rotate(

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from itertools import cycle
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,8 +17,10 @@ from executor.experts import assignments, weighted_sum
 from executor.linear import linear, operand, suits_compiled
 from executor.memory import torch_dtype
 from executor.norm import add_and_norm, add_to, rms_norm
+from executor.repeated import Repeated
 from executor.rotary import rotate
 from executor.routing import route
+from executor.rows import copy_rows
 from executor.workspace import Workspace
 from hrm.ceilings import Kernel
 from hrm.device.huge_pages import huge_paged
@@ -32,6 +35,8 @@ WORKING_SET_BYTES = 256 * 2**20
 """Weights or cache that calls go round over: what a run streams from memory must not lie in a cache here. From a set of
 twice a cache it still serves a part: experts of 6 MB and 4 rows, 32 MiB of cache, Zen 5: 31.8 GB/s in a set of 64 MiB,
 27.5 in one of 128, 25.6 in 256 and in 512."""
+_MOST_OPERANDS = 2048
+"""Beyond, they are less than the set: smaller ones are quick, and each has to be looked at once."""
 HEAD_DIM = 64
 NUM_KV_HEADS = 4
 GROUP = 4
@@ -47,24 +52,29 @@ _CONTEXTS = (16, 128, 512, 2048)
 _PROMPTS = (16, 64, 256, 1024)
 _HIDDEN_SIZES = (256, 512, 1024, 2048, 4096)
 """Close together: from some 32,000 elements on torch works with all threads, and waking them may take longer."""
+_REPEATED_ROWS = 512
+"""Rows up to which the CPU's calls are repeated: with more, what is around a kernel no longer counts beside it."""
 
 Call = Callable[[], object]
-_Make = Callable[[int, int, torch.device, torch.dtype], Call]
 Operand = TypeVar("Operand")
+_Make = Callable[[int, int, torch.device, torch.dtype], "_Turns[Any]"]
 
 
 def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
     """Return a probe per kernel, computing in `dtype`; `quick` leaves out the largest shapes.
 
     Attention is probed with heads of 64 in groups of four, its cache in `dtype` too, including the append of the new
-    token; an expert with the gathering of its tokens and the weighted sum; element-wise work as one layer's chain.
+    token; an expert with the gathering of its tokens and the weighted sum; element-wise work as one layer's chain. On
+    the CPU calls are repeated where the engine could (`executor.repeated`): what Python does around them is the task's.
     """
     kind = torch_dtype(dtype)
 
     def made(make: _Make) -> MakeKernel:
-        def make_call(size: int, count: int, _lane: Lane, device: torch.device) -> Call:
+        def make_call(size: int, count: int, lane: Lane, device: torch.device) -> Call:
             with torch.inference_mode():
-                return _inference(make(size, count, device, kind))
+                turns = make(size, count, device, kind)
+            repeats = lane is Lane.CPU and count <= _REPEATED_ROWS
+            return partial(next, turns.repeated() if repeats else turns.as_called())
 
         return make_call
 
@@ -85,12 +95,34 @@ def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
     )
 
 
-def _inference(call: Call) -> Call:
-    def run() -> object:
-        with torch.inference_mode():
-            return call()
+class _Turns(Generic[Operand]):
+    """A kernel on one operand after the other, round and round, so that none is found in a cache."""
 
-    return run
+    def __init__(self, work: Callable[[Operand], object], operands: Sequence[Operand], whole: torch.Tensor) -> None:
+        self._works = [partial(_inferring, work, operand) for operand in operands]
+        self._whole = whole
+        """The working set that operands are cut from, which lives as long as this."""
+
+    def as_called(self) -> Iterator[None]:
+        """Yield after each call."""
+        for work in cycle(self._works):
+            work()
+            yield
+
+    def repeated(self) -> Iterator[None]:
+        """Yield after each call, which does without what leads to its kernels; before, all operands have had a turn."""
+        self._works[0]()  # What is decided once, by trying, is decided when nobody watches.
+        repeated = Repeated()
+        for turn, work in enumerate(self._works):
+            repeated.run(turn, None, work)
+        for turn, work in cycle(enumerate(self._works)):
+            repeated.run(turn, None, work)
+            yield
+
+
+def _inferring(work: Callable[[Operand], object], operand: Operand) -> None:
+    with torch.inference_mode():
+        work(operand)
 
 
 def _filled(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -105,23 +137,14 @@ _working_sets: WeakValueDictionary[tuple[int, torch.device, torch.dtype], torch.
 """Those that some call goes round over now: shapes that are timed in turn share one, for filling it takes long."""
 
 
-def _copies(
-    elements: int, device: torch.device, dtype: torch.dtype, shaped: Callable[[torch.Tensor], Operand]
-) -> Iterator[Operand]:
-    """Go round over operands of a size, one at least, and as many as exceed the caches together."""
+def _working_set(elements: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return a working set and operands of a size that it is cut into: one at least, exceeding the caches together."""
     least = WORKING_SET_BYTES // dtype.itemsize
     key = max(elements, least), device, dtype
     whole = _working_sets.get(key)
     if whole is None:
         whole = _working_sets[key] = _filled(*key)
-    parts = torch.split(whole, elements)[: max(1, least // elements)]
-    return _round_over([shaped(part) for part in parts], whole)
-
-
-def _round_over(operands: Sequence[Operand], _whole: torch.Tensor) -> Iterator[Operand]:
-    """Yield operands without end; the working set that they are cut from lives as long as this."""
-    while True:
-        yield from operands
+    return whole, list(torch.split(whole, elements)[: min(_MOST_OPERANDS, max(1, least // elements))])
 
 
 def _workspace(num_bytes: int, device: torch.device) -> Workspace:
@@ -133,67 +156,71 @@ def _width(size: int, ratio: float) -> int:
     return int(2 ** round(math.log2(math.sqrt(size / ratio))))
 
 
-def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+def _projection(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> _Turns[torch.Tensor]:
     inputs = _width(size, 1.0)
-    weights = _copies(size, device, dtype, lambda weight: weight.view(size // inputs, inputs))
+    whole, parts = _working_set(size, device, dtype)
     x = _filled(rows * inputs, device, dtype).view(rows, inputs)
     outputs = size // inputs
     workspace = _workspace(int(linear_workspace_bytes(rows, inputs, outputs)) + 4 * rows * outputs, device)
 
-    def call() -> None:
+    def work(weight: torch.Tensor) -> None:
         with workspace.frame():
-            linear(x, next(weights), workspace)
+            linear(x, weight, workspace)
 
-    return call
+    return _Turns(work, [part.view(outputs, inputs) for part in parts], whole)
 
 
-def _experts_ffn(count: int, size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+def _experts_ffn(
+    count: int, size: int, rows: int, device: torch.device, dtype: torch.dtype
+) -> _Turns[Sequence[torch.Tensor]]:
     """Compute so many experts in a call, as of a layer, each for as many tokens."""
     hidden = _width(size, FFN_RATIO)
-    experts = _copies(3 * size, device, dtype, lambda expert: expert)
+    whole, experts = _working_set(3 * size, device, dtype)
     workspace = _workspace(int(experts_workspace_bytes(count * rows, hidden, size // hidden, count, 1)), device)
     x = _filled(count * rows * hidden, device, dtype).view(count * rows, hidden)
     shares = torch.full((len(x), 1), 0.5, device=device)
     chosen = torch.arange(len(x), device=device).remainder_(count).unsqueeze(1)
 
-    def call() -> None:
+    def work(layer: Sequence[torch.Tensor]) -> None:
         with workspace.frame():
-            weighted_sum(x, shares, chosen, [next(experts) for _ in range(count)], 0, workspace)
+            weighted_sum(x, shares, chosen, layer, 0, workspace)
 
-    return call
+    layers = [experts[first : first + count] for first in range(0, len(experts) + 1 - count, count)]
+    return _Turns(work, layers, whole)
 
 
-def _attention_decode(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+def _attention_decode(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> _Turns[torch.Tensor]:
     context = size // (2 * KV_SIZE)
-    caches = _copies(2 * rows * context * KV_SIZE, device, dtype, lambda cache: cache.chunk(2))
+    whole, caches = _working_set(2 * rows * context * KV_SIZE, device, dtype)
     query = _filled(rows * GROUP * KV_SIZE, device, dtype).view(rows, GROUP * NUM_KV_HEADS, HEAD_DIM)
     new = _filled(rows * KV_SIZE, device, dtype).view(rows, NUM_KV_HEADS, HEAD_DIM)
     out = torch.empty_like(query)
     capacities = torch.full((rows,), context)
     offsets = torch.arange(rows) * (context * KV_SIZE)
+    places, valid = (offsets, capacities, capacities - 1), (offsets, capacities, capacities)
 
-    def call() -> None:
-        keys, values = next(caches)
-        append_kv(new, new, keys, values, (offsets, capacities, capacities - 1))
-        decode_attention(query, keys, values, (offsets, capacities, capacities), NUM_KV_HEADS, out)
+    def work(cache: torch.Tensor) -> None:
+        keys, values = torch.split(cache, len(cache) // 2)
+        append_kv(new, new, keys, values, places)
+        decode_attention(query, keys, values, valid, NUM_KV_HEADS, out)
 
-    return call
+    return _Turns(work, caches, whole)
 
 
-def _attention_prefill(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+def _attention_prefill(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> _Turns[torch.Tensor]:
     tokens = size // (2 * KV_SIZE)
     query = _filled(rows * tokens * GROUP * KV_SIZE, device, dtype).view(rows * tokens, GROUP * NUM_KV_HEADS, HEAD_DIM)
     keys = _filled(rows * tokens * KV_SIZE, device, dtype)
     out = torch.empty_like(query).view(rows * tokens, GROUP * KV_SIZE)
     form, lens = AttentionForm(scale=HEAD_DIM**-0.5), [tokens] * rows
 
-    def call() -> None:
-        prefill_attention(query, keys, keys, out, lens, form)
+    def work(cache: torch.Tensor) -> None:
+        prefill_attention(query, cache, cache, out, lens, form)
 
-    return call
+    return _Turns(work, [keys], keys)
 
 
-def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> Call:
+def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype) -> _Turns[torch.Tensor]:
     """Two norms, RoPE of queries and keys, values put by, routing, two residuals: of one layer."""
     workspace = _workspace(4 * 8 * rows * size + 16 * 64, device)
     hidden, attended = (_filled(rows * size, device, dtype).view(rows, size) for _ in range(2))
@@ -202,13 +229,13 @@ def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype)
     cos, sin = (_filled(rows * HEAD_DIM // 2, device, dtype).view(rows, 1, HEAD_DIM // 2) for _ in range(2))
     logits = torch.rand((rows, ROUTED_EXPERTS), device=device)
 
-    def call() -> None:
+    def work(hidden: torch.Tensor) -> None:
         with workspace.frame():
             normed = rms_norm(hidden, weight, 1e-5, workspace).view(rows, heads, HEAD_DIM)
             keys = values = normed[:, : max(1, heads // GROUP)]
             for part in (normed, keys):
                 rotate(part, cos, sin, workspace.take(part.shape, dtype))
-            workspace.take(values.shape, dtype).copy_(values)
+            copy_rows(values, workspace.take(values.shape, dtype))
         with workspace.frame():
             normed = workspace.take(hidden.shape, dtype)
             add_and_norm(hidden, attended, weight, 1e-5, workspace, normed)
@@ -217,4 +244,4 @@ def _elementwise(size: int, rows: int, device: torch.device, dtype: torch.dtype)
                 assignments(*routed, ROUTED_EXPERTS)
             add_to(hidden, operand(normed, weight, workspace))
 
-    return call
+    return _Turns(work, [hidden], hidden)

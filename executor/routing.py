@@ -74,6 +74,7 @@ def route(
 def _route_compiled(logits: torch.Tensor, experts_per_token: int, rule: Router) -> tuple[torch.Tensor, torch.Tensor]:
     shares = logits.new_empty((len(logits), experts_per_token))
     chosen = torch.empty(shares.shape, dtype=torch.int64)
+    native.keep(shares, chosen)
     threads = torch.get_num_threads()
     native.route(logits, shares, chosen, renormalized=rule.renormalized, scale=rule.scale, num_threads=threads)
     return shares, chosen

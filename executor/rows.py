@@ -10,7 +10,7 @@ import torch
 from executor import native
 from executor.native import Move
 
-__all__ = ["move_rows"]
+__all__ = ["copy_rows", "move_rows"]
 
 
 def move_rows(source: torch.Tensor, target: torch.Tensor, moves: Sequence[Move], heads: int, width: int) -> None:
@@ -26,6 +26,14 @@ def move_rows(source: torch.Tensor, target: torch.Tensor, moves: Sequence[Move],
             shape, (source_step, move.source_token, move.source_head, 1), source.storage_offset() + move.source
         )
         target.as_strided(shape, places, target.storage_offset() + move.target).copy_(rows)
+
+
+def copy_rows(heads: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy [tokens, heads, width] to where they are to lie, whatever the distance from token to token."""
+    if native.suits_rows(heads, target) and heads.dtype == target.dtype:
+        native.copy_rows(heads, target, torch.get_num_threads())
+    else:
+        target.copy_(heads)
 
 
 def _alike(moves: Sequence[Move]) -> Iterator[list[Move]]:

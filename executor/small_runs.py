@@ -6,7 +6,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from executor.checkpoint import synth
 from executor.engine import Engine
 from executor.prompts import Prompt
+from executor.running import Span
 from hrm.device.backend import Backend
 from hrm.dtypes import DType
 from hrm.memory import ledger
@@ -74,8 +75,8 @@ def small_runs(backend: Backend, budget_s: float = math.inf) -> tuple[TaskRun, .
             if has_room and (not runs or time.perf_counter() < end_s):
                 job = _Job(policy=policy, model=SMALL, workload=workload)
                 prompts = [Prompt(id=str(index), tokens=(index + 1,) * PROMPT_LEN) for index in range(batch)]
-                seconds = _task_seconds(Engine(job, checkpoint, backend), prompts)
-                runs.append(TaskRun(policy=policy, model=SMALL, workload=workload, seconds=seconds))
+                spans = _spans(Engine(job, checkpoint, backend), prompts)
+                runs.append(_run(job, spans))
     return tuple(runs)
 
 
@@ -105,14 +106,23 @@ def _policies() -> Iterator[Policy]:
     yield replace(on_cpu, disk_experts=half)
 
 
-def _task_seconds(engine: Engine, prompts: list[Prompt]) -> dict[Phase, dict[TaskKind, float]]:
-    """Return the median seconds of a task of each kind by phase; over several runs: prefill is short."""
-    spans: dict[Phase, dict[TaskKind, list[float]]] = {phase: {} for phase in Phase}
-    for _ in range(REPEATS):
-        for wave in engine.generate(prompts).waves:
-            for span in wave.spans:
-                spans[span.phase].setdefault(span.key.kind, []).append(span.ended_s - span.started_s)
-    return {
-        phase: {kind: statistics.median(seconds) for kind, seconds in by_kind.items()}
-        for phase, by_kind in spans.items()
+def _spans(engine: Engine, prompts: list[Prompt]) -> list[Span]:
+    """Return when tasks ran, of several runs: prefill is short."""
+    return [span for _ in range(REPEATS) for wave in engine.generate(prompts).waves for span in wave.spans]
+
+
+def _run(job: _Job, spans: list[Span]) -> TaskRun:
+    """Return the median seconds of a task of each kind by phase; where decode repeats itself, its first pass apart."""
+    later = 1 if job.policy.main_device is Processor.CPU else math.inf
+    by_phase = {
+        phase: _medians(span for span in spans if span.phase is phase and span.pass_index <= later) for phase in Phase
     }
+    repeated = _medians(span for span in spans if span.phase is Phase.DECODE and span.pass_index > later)
+    return TaskRun(policy=job.policy, model=job.model, workload=job.workload, seconds=by_phase, repeated=repeated)
+
+
+def _medians(spans: Iterable[Span]) -> dict[TaskKind, float]:
+    seconds: dict[TaskKind, list[float]] = {}
+    for span in spans:
+        seconds.setdefault(span.key.kind, []).append(span.ended_s - span.started_s)
+    return {kind: statistics.median(found) for kind, found in seconds.items()}

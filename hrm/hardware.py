@@ -164,8 +164,9 @@ class HardwareProfile:
 
     `contention` gives, per lane, the share of its own rate that it keeps while the other lanes are busy. `shared` gives
     what lanes draw on together; without it they share host memory alone (`hrm.rates`). `task_s` gives, by placement
-    (`hrm.rates.placement_of`) and kind of task, what a task takes beyond its kernels and bytes; `sequence_s`, by
-    placement, phase and kind, what it takes besides for each sequence that it goes through (`hrm.lanes.items_of`).
+    (`hrm.rates.placement_of`) and kind of task, what a task takes beyond its kernels and bytes; `repeated_s`, likewise,
+    what is left of that in later decode passes where they repeat what the first one called; `sequence_s`, by placement,
+    phase and kind, what it takes besides for each sequence that it goes through (`hrm.lanes.items_of`).
     `provenance` says for each dotted field path where the number comes from (`hrm.provenance`). `system` says in
     words how the machine was set while it was measured: processor, kernel, huge pages, load, command.
     """
@@ -182,6 +183,7 @@ class HardwareProfile:
     contention: dict[str, Share] = field(default_factory=dict)
     shared: dict[str, SharedRate] = field(default_factory=dict)
     task_s: dict[str, dict[TaskKind, NonNegative]] = field(default_factory=dict)
+    repeated_s: dict[str, dict[TaskKind, NonNegative]] = field(default_factory=dict)
     sequence_s: dict[str, dict[Phase, dict[TaskKind, NonNegative]]] = field(default_factory=dict)
     system: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)

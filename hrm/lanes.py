@@ -227,7 +227,7 @@ def _as_tasks(costs: Kinds, grid: PolicyGrid, model: ModelSpec, rates: Rates, sh
         extra_s: Reals = rates.each_s(grid.template, kind, shape.phase) * items_of(kind, model, shape.sequences)
         if kind is TaskKind.KV_LOAD:
             extra_s = np.maximum(extra_s - cost.seconds, 0.0)
-        extra_s = extra_s + rates.task_s(grid.template, kind, shape.phase)
+        extra_s = extra_s + rates.task_s(grid.template, kind, shape.phase, shape.workload.gen_len - 1)
         if np.any(extra_s):
             beyond_s = extra_s * np.sign(cost.seconds)
             cost = add_costs([cost, Cost(seconds=beyond_s, latency_s=beyond_s)])

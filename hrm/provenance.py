@@ -61,7 +61,7 @@ def _numbers(profile: HardwareProfile) -> Iterator[tuple[str, bool]]:
     """Yield the path of each number, and whether it was stated: is not the default of its field."""
     tables = {f"{table.kernel}.{table.level}.{table.dtype}": table for table in profile.ceilings}
     yield from _below("ceilings", tables)
-    for section in ("levels", "links", "contention", "shared", "task_s", "sequence_s"):
+    for section in ("levels", "links", "contention", "shared", "task_s", "repeated_s", "sequence_s"):
         yield from _below(section, getattr(profile, section))
 
 

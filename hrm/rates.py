@@ -156,17 +156,22 @@ class Rates:
             return 0.0
         return self.trait(Trait.LAUNCH, level) if place.launch_s is None else place.launch_s
 
-    def task_s(self, policy: Policy, kind: TaskKind, phase: Phase) -> float:
+    def task_s(self, policy: Policy, kind: TaskKind, phase: Phase, decode_passes: int) -> float:
         """Return what a task takes beyond its kernels and bytes (nothing at peaks, or where it was not measured).
 
-        In prefill attention is the main device's wherever it is in decode, where what a task takes was measured.
+        In prefill attention is the main device's wherever it is in decode, where what a task takes was measured. Of a
+        wave's decode passes, so many, it is the mean: the first takes longer than those which repeat its calls.
         """
         if not self.measured:
             return 0.0
         place = placement_of(policy, kind)
         if kind is TaskKind.ATTENTION and phase is Phase.PREFILL and policy.main_device is Processor.GPU:
             place = "attention_on_gpu"
-        return self.hardware.task_s.get(place, {}).get(kind, 0.0)
+        first_s = self.hardware.task_s.get(place, {}).get(kind, 0.0)
+        if phase is Phase.PREFILL or decode_passes < 1:
+            return first_s
+        later_s = self.hardware.repeated_s.get(place, {}).get(kind, first_s)
+        return (first_s + (decode_passes - 1) * later_s) / decode_passes
 
     def each_s(self, policy: Policy, kind: TaskKind, phase: Phase) -> float:
         """Return what a task takes for each thing that it goes through one by one (nothing at peaks, likewise)."""

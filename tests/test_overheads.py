@@ -11,7 +11,7 @@ from hrm.dtypes import DType
 from hrm.estimate import Fidelity
 from hrm.hardware import EmulatedSpec
 from hrm.lanes import items_of, pass_costs
-from hrm.microbench.overheads import TaskRun, by_sequence, overheads
+from hrm.microbench.overheads import TaskRun, by_sequence, overheads, repeated
 from hrm.policy import Processor, ScheduleName
 from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict
@@ -48,6 +48,20 @@ def test_prefill_attention_costs_what_the_main_devices_does():
     plain, slower = (only(costs(one, Phase.PREFILL)) for one in (machine(), replace(machine(), task_s=extra)))
 
     assert slower[TaskKind.ATTENTION].seconds - plain[TaskKind.ATTENTION].seconds == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(("gen_len", "extra_s"), [(2, 0.25), (3, (0.25 + 0.05) / 2), (11, (0.25 + 9 * 0.05) / 10)])
+def test_later_decode_passes_take_what_repeating_leaves(gen_len, extra_s):
+    again = {"attention_on_cpu": {TaskKind.ATTENTION: 0.05}}
+    slower, job = replace(machine(), task_s=EXTRA, repeated_s=again), replace(workload(), gen_len=gen_len)
+
+    def attention_s(hardware, phase, of=job):
+        rates = Rates(hardware=hardware, measured=True)
+        return only(pass_costs(PolicyGrid.of(policy()), model(), rates, of, phase, 1.0))[TaskKind.ATTENTION].seconds
+
+    plain_s, found_s = (attention_s(one, Phase.DECODE) for one in (machine(), slower))
+    assert found_s - plain_s == pytest.approx(extra_s)
+    assert attention_s(slower, Phase.PREFILL) == attention_s(replace(machine(), task_s=EXTRA), Phase.PREFILL)
 
 
 def test_other_placements_and_the_roofs_know_nothing_of_it():
@@ -102,6 +116,16 @@ def test_waking_up_is_paid_by_the_tasks_of_the_host():
     found = overheads(machine(), [run], waking_s=0.25)
 
     assert found == {"attention_on_cpu": {TaskKind.ATTENTION: 0.25, TaskKind.POST_ATTENTION: 0.0}}
+
+
+def test_what_repeated_passes_take_is_judged_apart():
+    run = run_of(2, Phase.DECODE, attention=0.5)
+    attention_s = run.seconds[Phase.DECODE][TaskKind.ATTENTION]
+    again = replace(run, repeated={TaskKind.ATTENTION: attention_s - 0.4})
+
+    assert repeated(machine(), [run]) == {}
+    assert repeated(machine(), [again]) == {"attention_on_cpu": {TaskKind.ATTENTION: pytest.approx(0.1)}}
+    assert overheads(machine(), [again]) == {"attention_on_cpu": {TaskKind.ATTENTION: pytest.approx(0.5)}}
 
 
 @pytest.mark.parametrize(
@@ -237,3 +261,5 @@ def test_the_executor_runs_every_placement_that_there_is_room_for():
     assert few.policy.micro_batch_size < many.policy.micro_batch_size
     assert few.workload.mean_prompt_len == many.workload.mean_prompt_len
     assert SMALL.dtype is DType.BFLOAT16
+    assert not any(run.repeated for run in runs[:4])
+    assert set(alone[0].repeated) == set(alone[0].seconds[Phase.DECODE])

@@ -36,7 +36,7 @@ def test_what_is_repeated_works_on_what_lies_there_now():
     work, repeated = Work(), Repeated()
     for number in range(1, 5):
         work.operand.fill_(number).mul_(torch.tensor([1.0, -1.0] * 4))
-        repeated.run("key", work)
+        repeated.run("key", "alike", work)
 
     assert work.times == 1
     assert work.sum[1].tolist() == [[4.0, -4.0] * 4] * 3
@@ -64,7 +64,7 @@ def test_work_of_which_torch_computes_a_part_is_done_each_time(compute):
         compute(work.operand)
 
     for _ in range(3):
-        repeated.run("key", both)
+        repeated.run("key", "alike", both)
 
     assert work.times == 3
 
@@ -73,27 +73,47 @@ def test_each_key_has_work_of_its_own():
     works, repeated = [Work(), Work()], Repeated()
     for _ in range(3):
         for key, work in enumerate(works):
-            repeated.run(key, work)
+            repeated.run(key, "alike", work)
 
     assert [work.times for work in works] == [1, 1]
     assert all(torch.equal(work.sum[1], torch.full((3, 8), 3.0)) for work in works)
 
 
-def test_memory_that_the_work_allocated_lives_on():
+@pytest.mark.parametrize("keeps", [True, False])
+def test_memory_that_the_work_allocated_lives_on_or_is_made_anew(keeps):
     source, repeated, made = torch.ones(1, 1, 1 << 16), Repeated(), []
 
     def work():
         target = torch.empty(source.shape)
+        if keeps:
+            native.keep(target)
         native.copy_rows(source, target, 1)
         made.append(target.data_ptr())
 
-    repeated.run("key", work)
+    repeated.run("key", "alike", work)
     others = [torch.zeros(source.shape) for _ in range(8)]
-    repeated.run("key", work)
+    repeated.run("key", "alike", work)
 
-    assert len(made) == 1
-    assert made[0] not in {other.data_ptr() for other in others}
+    assert len(made) == (1 if keeps else 2)
     assert not any(other.any() for other in others)
+    assert not keeps or made[0] not in {other.data_ptr() for other in others}
+
+
+def test_work_alike_is_repeated_as_the_first_of_it_was():
+    works, repeated = [Work(), Work(), Work()], Repeated()
+
+    def computing():
+        works[2]()
+        works[2].sum.add_(1)
+
+    for _ in range(3):
+        repeated.run(0, "plain", works[0])
+        repeated.run(1, "plain", works[1])
+        repeated.run(2, "computing", computing)
+        repeated.run(3, "computing", computing)
+
+    assert [work.times for work in works] == [1, 1, 6]
+    assert torch.equal(works[0].sum, works[1].sum)
 
 
 def test_an_error_is_not_remembered():
@@ -106,8 +126,8 @@ def test_an_error_is_not_remembered():
             raise ValueError("once")
 
     with pytest.raises(ValueError, match="once"):
-        repeated.run("key", work)
-    repeated.run("key", work)
+        repeated.run("key", "alike", work)
+    repeated.run("key", "alike", work)
 
     assert calls == [0, 1]
 

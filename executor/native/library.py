@@ -25,7 +25,18 @@ from typing import NamedTuple
 from hrm.device.openmp import parallel_address
 from hrm.errors import DeviceError
 
-__all__ = ["Call", "available", "call", "chosen_path", "instruction_sets", "library", "recording", "status_line"]
+__all__ = [
+    "Call",
+    "Recording",
+    "available",
+    "call",
+    "chosen_path",
+    "instruction_sets",
+    "keep",
+    "library",
+    "recording",
+    "status_line",
+]
 
 _INTERFACE_VERSION = 7
 _INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "avx512_bf16")
@@ -38,24 +49,36 @@ class Call(NamedTuple):
     arguments: tuple[object, ...]
 
 
-class _Recorded(threading.local):
-    """What the thread has called since its `recording` began; None outside of one."""
+class Recording(NamedTuple):
+    """What a thread has called, and memory made for it that lives as long as the calls."""
 
-    calls: list[Call] | None = None
+    calls: list[Call]
+    kept: list[object]
 
 
-_recorded = _Recorded()
+class _Here(threading.local):
+    """The thread's recording; None outside of one."""
+
+    recording: Recording | None = None
+
+
+_here = _Here()
 
 
 @contextmanager
-def recording() -> Iterator[list[Call]]:
+def recording() -> Iterator[Recording]:
     """List what this thread calls inside the block."""
-    calls: list[Call] = []
-    outside, _recorded.calls = _recorded.calls, calls
+    outside, _here.recording = _here.recording, Recording([], [])
     try:
-        yield calls
+        yield _here.recording
     finally:
-        _recorded.calls = outside
+        _here.recording = outside
+
+
+def keep(*memory: object) -> None:
+    """Let memory that was made for a kernel's output live as long as what is recorded, if anything is."""
+    if _here.recording is not None:
+        _here.recording.kept.extend(memory)
 
 
 def call(kernel: str, num_threads: int, *jobs: ctypes.Structure) -> int | None:
@@ -63,8 +86,8 @@ def call(kernel: str, num_threads: int, *jobs: ctypes.Structure) -> int | None:
     compiled = library()
     assert compiled is not None
     asked = Call(getattr(compiled, f"hrm_{kernel}"), (*map(ctypes.byref, jobs), chosen_path(), num_threads))
-    if _recorded.calls is not None:
-        _recorded.calls.append(asked)
+    if _here.recording is not None:
+        _here.recording.calls.append(asked)
     return asked.kernel(*asked.arguments)
 
 

@@ -8,6 +8,7 @@ sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import field, replace
 
 from hrm.hardware import HardwareProfile
 from hrm.lanes import items_of, pass_costs
@@ -20,7 +21,7 @@ from hrm.schedule.task import Phase, TaskKind
 from hrm.units import NonNegative
 from hrm.workload import Workload
 
-__all__ = ["BySequence", "TaskRun", "by_sequence", "overheads"]
+__all__ = ["BySequence", "ByTask", "TaskRun", "by_sequence", "overheads", "repeated"]
 
 _WITHOUT = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN, TaskKind.DISK_READ)
 _ONE_BY_ONE = {
@@ -29,29 +30,38 @@ _ONE_BY_ONE = {
 }
 """Tasks in which the executor lays out, stores or copies a sequence's keys and values after the other's."""
 
+ByTask = dict[str, dict[TaskKind, float]]
 BySequence = dict[str, dict[Phase, dict[TaskKind, float]]]
 
 
 @record
 class TaskRun:
-    """A small job of one size of micro-batch, and the median seconds of a task of each kind by phase."""
+    """A small job of one size of micro-batch, and the median seconds of a task of each kind by phase.
+
+    Where decode passes repeat what the first one called, its tasks count as decode's, and the others' are `repeated`.
+    """
 
     policy: Policy
     model: ModelSpec
     workload: Workload
     seconds: dict[Phase, dict[TaskKind, NonNegative]]
+    repeated: dict[TaskKind, NonNegative] = field(default_factory=dict)
 
 
-def overheads(
-    profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: float = 0.0
-) -> dict[str, dict[TaskKind, float]]:
+def repeated(profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: float = 0.0) -> ByTask:
+    """Return `overheads` of the decode passes that repeat the first one's calls."""
+    later = [replace(run, seconds={Phase.DECODE: run.repeated}) for run in runs if run.repeated]
+    return overheads(profile, later, waking_s)
+
+
+def overheads(profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: float = 0.0) -> ByTask:
     """Return, by placement and kind, what tasks took beyond what the profile explains; never less than nothing.
 
     Decode tells, whose tasks are short; what goes by the sequence must be in the profile already. Where several runs
     have tasks that do the same, the first one counts. The host's tasks in a small job are too short for the sleeps of a
     slowed one to cost them `waking_s`, which comes on top.
     """
-    found: dict[str, dict[TaskKind, float]] = {}
+    found: ByTask = {}
     for run in runs:
         if run.policy.disk_experts and "disk" not in profile.links:
             continue

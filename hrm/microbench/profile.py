@@ -30,7 +30,7 @@ from hrm.microbench.levels import (
 from hrm.microbench.machine import setting, system_facts
 from hrm.microbench.memory import MemorySamples
 from hrm.microbench.notes import Notes
-from hrm.microbench.overheads import TaskRun, by_sequence, overheads
+from hrm.microbench.overheads import TaskRun, by_sequence, overheads, repeated
 from hrm.microbench.sections import Sections, SmallRuns
 from hrm.microbench.shares import SMALL_JOB
 from hrm.records import record
@@ -150,7 +150,8 @@ def profile_machine(
         provenance=notes.by_path,
     )
     profile = replace(profile, sequence_s=by_sequence(profile, found.ran))
-    return replace(profile, task_s=overheads(profile, found.ran, found.waking_s))
+    ran, waking_s = found.ran, found.waking_s
+    return replace(profile, task_s=overheads(profile, ran, waking_s), repeated_s=repeated(profile, ran, waking_s))
 
 
 def _journal(request: Request) -> Journal:
@@ -174,6 +175,8 @@ def _visited(
     if ran:
         slowed = "; of a slowed host also waking up after its sleep" if waking_s else ""
         notes.other("task_s", f"median task of a small job, less what kernels' tables and links explain of it{slowed}")
+        if any(one.repeated for one in ran):
+            notes.other("repeated_s", "the same of decode passes after the first, whose calls they repeat")
         detail = "the same by sequence: how much longer a small job with more sequences took beyond that"
         notes.other("sequence_s", detail)
     if not request.quick:
