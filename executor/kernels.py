@@ -69,12 +69,12 @@ def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
     """
     kind = torch_dtype(dtype)
 
-    def made(make: _Make) -> MakeKernel:
+    def made(make: _Make, *, repeats: bool = True) -> MakeKernel:
         def make_call(size: int, count: int, lane: Lane, device: torch.device) -> Call:
             with torch.inference_mode():
                 turns = make(size, count, device, kind)
-            repeats = lane is Lane.CPU and count <= _REPEATED_ROWS
-            return partial(next, turns.repeated() if repeats else turns.as_called())
+            alone = repeats and lane is Lane.CPU and count <= _REPEATED_ROWS
+            return partial(next, turns.repeated() if alone else turns.as_called())
 
         return make_call
 
@@ -84,11 +84,15 @@ def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
     def several(count: int) -> MakeKernel:
         return made(partial(_experts_ffn, count))
 
-    last = -1 if quick else None
+    last, one_expert = -1 if quick else None, partial(_experts_ffn, 1)
     contexts, prompts = ([2 * tokens * KV_SIZE for tokens in lens[:last]] for lens in (_CONTEXTS, _PROMPTS))
     return (
         probe(Kernel.PROJECTION, _projection, _WEIGHT_SIZES[:last], _ROWS),
-        replace(probe(Kernel.EXPERT_FFN, partial(_experts_ffn, 1), _WEIGHT_SIZES[1:last], _ROWS), make_several=several),
+        replace(
+            probe(Kernel.EXPERT_FFN, one_expert, _WEIGHT_SIZES[1:last], _ROWS),
+            make_several=several,
+            make_task=made(one_expert, repeats=False),
+        ),
         probe(Kernel.ATTENTION_DECODE, _attention_decode, contexts, (1, 8, 32, 128)),
         probe(Kernel.ATTENTION_PREFILL, _attention_prefill, prompts, (1, 8)),
         probe(Kernel.ELEMENTWISE, _elementwise, _HIDDEN_SIZES, _ROWS),

@@ -7,10 +7,10 @@ at 16, 32 and 128 tokens.
 
 from __future__ import annotations
 
-import ctypes
+import math
 import mmap
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
 
 import torch
 
@@ -23,24 +23,22 @@ _HUGE_BYTES = 2 * MIB
 
 
 def huge_paged(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Return a tensor with arbitrary contents; all 2 MiB between two multiples of that inside it may be a huge page.
+    """Return a tensor with arbitrary contents, in huge pages but for what is beyond the last whole one.
 
-    Nothing beside it is mapped for that, so that it holds no more memory than its elements.
+    So it holds no more memory than its elements. The mapping is its own: memory of the C library's, once advised, stays
+    so when it is freed, and the system makes a huge page of every 2 MiB of which anything is used later.
     """
-    tensor = torch.empty(tuple(shape), dtype=dtype)
-    first = -(-tensor.data_ptr() // _HUGE_BYTES) * _HUGE_BYTES
-    num_bytes = (tensor.data_ptr() + tensor.nbytes) // _HUGE_BYTES * _HUGE_BYTES - first
-    if num_bytes > 0 and hasattr(mmap, "MADV_HUGEPAGE"):
-        # A kernel without huge pages refuses, and nothing is lost.
-        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(num_bytes), mmap.MADV_HUGEPAGE)
-    return tensor
+    num_bytes = math.prod(shape) * dtype.itemsize
+    whole_bytes = num_bytes // _HUGE_BYTES * _HUGE_BYTES
+    if not whole_bytes or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(tuple(shape), dtype=dtype)
+    pages = mmap.mmap(-1, num_bytes + _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    begin = -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % _HUGE_BYTES
+    with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE, begin, whole_bytes)
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape), offset=begin).view(tuple(shape))
 
 
 def aligned_memory(num_bytes: int) -> torch.Tensor:
     """Return zeroed host memory that begins at a page, as reads past the page cache ask for: flat, uint8."""
     return torch.frombuffer(direct_memory(num_bytes), dtype=torch.uint8)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

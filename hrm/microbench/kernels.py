@@ -48,6 +48,7 @@ class KernelProbe:
 
     Of a kernel that a task does several times in one call, as the experts of a layer, `make_several(count)` makes what
     does it so often: its table holds what each further one adds, and what a call costs is the task's.
+    `make_task` makes a call with what a task does around the kernel, where `make` leaves that out.
     """
 
     kernel: Kernel
@@ -56,6 +57,7 @@ class KernelProbe:
     rows: tuple[int, ...]
     make: MakeKernel
     make_several: Callable[[int], MakeKernel] | None = None
+    make_task: MakeKernel | None = None
     levels: tuple[str, ...] = ("cpu", "gpu")
 
 
@@ -110,7 +112,8 @@ def waking_up(bench: Bench, probe: KernelProbe) -> Measurement:
     It is paid by task, for the host sleeps after each: its seconds are multiplied as the work's are.
     """
     sizes, rows = probe.sizes, probe.rows[(len(probe.rows) - 1) // 2]
-    call = bench.made_for(Lane.CPU, _made(probe, Lane.CPU, sizes[len(sizes) // 2], rows))
+    make, size = probe.make_task or probe.make, sizes[len(sizes) // 2]
+    call = bench.made_for(Lane.CPU, lambda device: make(size, rows, Lane.CPU, device))
     longer_s: list[float] = []
 
     def several() -> None:
