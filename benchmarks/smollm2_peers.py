@@ -62,6 +62,7 @@ class _Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
+        self._machine = options.hardware or options.work / "peers.machine.yaml"
         self._kept: Path = options.work / "smollm2_peers.json"
         self.found: dict[str, float] = json.loads(self._kept.read_text()) if self._kept.exists() else {}
         self._checkpoint = self._make_checkpoint()
@@ -86,6 +87,22 @@ class _Bench:
         print(f"{key}: {self.found[key]:.1f} tokens/s", flush=True)
         return self.found[key]
 
+    def say_predicted(self) -> None:
+        """Print what the model says of the plan for these very prompts, which have no chat template around them."""
+        from hrm.estimate import Fidelity
+        from hrm.hardware import load_profile
+        from hrm.plan import load_plan
+        from hrm.predict import predict
+        from hrm.workload import Workload
+
+        plan = load_plan(self._plan)
+        machine = load_profile(self._machine)
+        lens = tuple(len(prompt) for prompt in _sorted_prompts(str(self._checkpoint)))
+        job = Workload.from_prompt_lens(lens, self._options.gen_len)
+        found = predict(plan.policy, plan.model, machine, job).by_fidelity
+        said = ", ".join(f"{found[level].throughput_tokens_per_s:.0f} at {level}" for level in Fidelity)
+        print(f"predicted for {machine.name}, {sum(lens)} prompt tokens: {said}")
+
     def _make_checkpoint(self) -> Path:
         folder: Path = self._options.work / "smollm2"
         if not folder.exists():
@@ -102,12 +119,11 @@ class _Bench:
 
     def _make_plan(self) -> Path:
         path: Path = self._options.work / "peers.plan.yaml"
-        machine = self._options.hardware or self._options.work / "peers.machine.yaml"
         if not path.exists():
             if not self._options.hardware:
-                _hrm("profile", "--device", "none", "-o", machine)
+                _hrm("profile", "--device", "none", "-o", self._machine)
             job = ["--prompts", PROMPTS, "--tokenizer", self._checkpoint, "--gen-len", self._options.gen_len]
-            _hrm("solve", "--model", self._checkpoint, "--hardware", machine, *job, "-o", path)
+            _hrm("solve", "--model", self._checkpoint, "--hardware", self._machine, *job, "-o", path)
         return path
 
 
@@ -123,6 +139,7 @@ def _show(bench: _Bench, best: dict[str, int], options: argparse.Namespace) -> N
         medians[tool] = statistics.median(rates)
         spread = f"{medians[tool]:.1f} ({min(rates):.1f} to {max(rates):.1f})"
         print(f"{tool:14} {best.get(tool, 'plan'):>6} {spread:>28} {medians[OURS] / medians[tool]:11.2f}")
+    bench.say_predicted()
 
 
 def _sorted_prompts(checkpoint: str) -> list[list[int]]:

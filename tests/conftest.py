@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from hrm.cli.main import main
+from hrm.device.host import HostBackend
+from hrm.microbench.bench import Bench
 
 
 @pytest.fixture
@@ -19,3 +21,11 @@ def hrm(monkeypatch, capsys):
         return exited.value.code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def host():
+    """Profile the host with one thread, quickly."""
+    backend = HostBackend(threads=1)
+    yield Bench(backend, quick=True)
+    backend.close()

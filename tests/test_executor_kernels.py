@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -271,3 +272,29 @@ def test_every_kernel_has_a_probe_that_runs(dtype):
         call = probe.make(probe.sizes[0], probe.rows[1], Lane.CPU, torch.device("cpu"))
         call()
         call()
+
+
+@pytest.mark.skipif(not native.available() and "CI" not in os.environ, reason="no compiled kernel here")
+def test_the_cpus_kernels_are_timed_without_what_leads_to_them(monkeypatch):
+    times = []
+
+    def counted(*operands):
+        times.append(1)
+        return weighted_sum(*operands)
+
+    monkeypatch.setattr("executor.kernels.weighted_sum", counted)
+    probe = next(probe for probe in kernel_probes(DType.BFLOAT16, quick=True) if probe.kernel is Kernel.EXPERT_FFN)
+    size, rows, device = probe.sizes[-1], 2, torch.device("cpu")
+
+    def added(call):
+        before = len(times)
+        for _ in range(3):
+            call()
+        return len(times) - before
+
+    alone = probe.make(size, rows, Lane.CPU, device)
+    alone()
+    assert added(alone) == 0
+    assert added(probe.make(size, rows, Lane.GPU, device)) == 3
+    assert probe.make_task is not None
+    assert added(probe.make_task(size, rows, Lane.CPU, device)) == 3

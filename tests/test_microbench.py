@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrm.ceilings import Kernel
 from hrm.device.emulated import EmulatedBackend
 from hrm.device.host import HostBackend
 from hrm.device.openmp import end_helpers
@@ -22,10 +21,10 @@ from hrm.microbench import compute, measure, memory
 from hrm.microbench.bench import Bench
 from hrm.microbench.compute import best_shapes, product_samples
 from hrm.microbench.contention import shared_host_memory
-from hrm.microbench.kernels import KernelProbe, measure_table, waking_up
 from hrm.microbench.profile import Request, profile_machine
 from hrm.schedule.task import Lane
 from hrm.units import MIB
+from tests.probes import sleeping_probe
 
 SPEC = EmulatedSpec(
     name="tiny", memory_capacity_bytes=32 * MIB, h2d_bytes_per_s=2e8, d2h_bytes_per_s=1e8, host_slowdown=2.0
@@ -35,29 +34,11 @@ two_cores = pytest.mark.skipif(len(allowed_cores()) < 2, reason="the emulated de
 
 
 @pytest.fixture
-def host():
-    backend = HostBackend(threads=1)
-    yield Bench(backend, quick=True)
-    backend.close()
-
-
-@pytest.fixture
 def small(monkeypatch):
     """Small buffers and little time: what is measured then is a cache, which is enough to test the way."""
     monkeypatch.setattr(memory, "_BUFFER_BYTES", MIB)
     monkeypatch.setattr(memory, "_MOST_BYTES", MIB)
     monkeypatch.setattr(bench_module, "_QUICK_S", 1.0)
-
-
-def _sleeping_probe(seconds_per_cell: float) -> KernelProbe:
-    def make(size, rows, lane, device):
-        assert lane in (Lane.CPU, Lane.GPU)
-        assert device == torch.device("cpu")
-        return lambda: time.sleep(size * rows * seconds_per_cell)
-
-    return KernelProbe(
-        kernel=Kernel.PROJECTION, dtype=DType.FLOAT32, sizes=(1, 2, 4), rows=(1, 2, 4, 8, 16, 32), make=make
-    )
 
 
 def _verdicts(monkeypatch: pytest.MonkeyPatch, *contaminated: bool) -> None:
@@ -238,20 +219,6 @@ def test_a_slow_first_product_does_not_make_a_dtype_absurd(host, monkeypatch):
     assert found_s < 0.05
 
 
-def test_a_table_of_what_calls_do_several_times_holds_what_each_adds(host):
-    """A call costs 20 ms, and 10 ms for each time that it does the kernel."""
-
-    def several(count):
-        return lambda *_: lambda: time.sleep(0.02 + 0.01 * count)
-
-    probe = replace(_sleeping_probe(0.0), make=several(1), make_several=several, rows=(1, 4096))
-    table = measure_table(host, probe, "cpu", budget_s=1e4, coarse=True)
-
-    together, apart = table.seconds[0]
-    assert together == pytest.approx(0.01, rel=0.2)
-    assert apart >= 0.03, "so many rows are computed one by one"
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of the process as Linux lists them")
 def test_making_operands_leaves_no_threads_in_the_lanes_way(host):
     def num_threads():
@@ -271,49 +238,6 @@ def test_making_operands_leaves_no_threads_in_the_lanes_way(host):
     assert num_threads() <= before
 
 
-def test_table_holds_every_shape_where_time_allows(host, monkeypatch):
-    monkeypatch.setattr(host, "quick", False)
-    monkeypatch.setattr(host, "rounds", 3)
-    probe = _sleeping_probe(1e-5)
-    table = measure_table(host, probe, "cpu", budget_s=30.0)
-
-    assert table.rows == probe.rows
-    assert table.sizes == probe.sizes
-    for size, line in zip(table.sizes, table.seconds, strict=True):
-        assert all(seconds >= size * rows * 1e-5 for rows, seconds in zip(table.rows, line, strict=True))
-
-
-@two_cores
-def test_table_of_a_slowed_host_has_its_times_without_its_sleep():
-    backend = EmulatedBackend(replace(SPEC, host_slowdown=1e6))
-    table = measure_table(Bench(backend, quick=True), _sleeping_probe(1e-6), "cpu", budget_s=0.0)
-    backend.close()
-
-    assert all(
-        seconds >= 1e6 * 1e-6 * size * rows
-        for size, line in zip(table.sizes, table.seconds, strict=True)
-        for rows, seconds in zip(table.rows, line, strict=True)
-    )
-
-
-@two_cores
-@pytest.mark.usefixtures("small")
-def test_waking_up_is_what_the_first_call_after_a_sleep_takes_longer():
-    last_s = [0.0]
-
-    def call():
-        if time.perf_counter() - last_s[0] > 0.006:
-            time.sleep(0.003)
-        last_s[0] = time.perf_counter()
-
-    probe = replace(_sleeping_probe(0.0), make=lambda *_: call)
-    backend = EmulatedBackend(replace(SPEC, host_slowdown=10.0))
-    found = waking_up(Bench(backend, quick=True), probe)
-    backend.close()
-
-    assert found.median == pytest.approx(0.03, rel=0.5)
-
-
 def test_what_lanes_draw_together_is_measured_without_a_slowed_hosts_sleep():
     def gigabytes_per_s(slowdown):
         backend = EmulatedBackend(replace(SPEC, host_slowdown=slowdown))
@@ -324,33 +248,13 @@ def test_what_lanes_draw_together_is_measured_without_a_slowed_hosts_sleep():
     assert gigabytes_per_s(50.0) > 0.3 * gigabytes_per_s(1.0)
 
 
-def test_table_has_two_row_counts_even_without_time_unless_the_second_takes_long(host):
-    assert len(measure_table(host, _sleeping_probe(1e-6), "cpu", budget_s=0.0).rows) == 2
-
-    probe = _sleeping_probe(0.01)
-    table = measure_table(host, probe, "cpu", budget_s=0.0, coarse=True)
-    assert table.rows == (probe.rows[(len(probe.rows) - 1) // 2],)
-    assert table.sizes == (1, 4), "a quick table has the ends of the sizes"
-
-
-def test_table_leaves_out_row_counts_that_do_not_fit(host, monkeypatch):
-    """Trials and rounds at 32 rows would take 2.2 s, more than there is from the beginning."""
-    _verdicts(monkeypatch)
-    begun_s = time.perf_counter()
-    table = measure_table(host, _sleeping_probe(0.002), "cpu", budget_s=1.5)
-
-    assert 4 in table.rows
-    assert table.rows[-1] < 32
-    assert time.perf_counter() - begun_s < 10
-
-
 @two_cores
 @pytest.mark.usefixtures("small")
 def test_emulated_profile_says_its_sources_and_reads_back_as_written(tmp_path):
     backend = EmulatedBackend(SPEC)
     said: list[str] = []
     request = Request(quick=True, command="hrm profile --device emulated:tiny")
-    profile = profile_machine(backend, [_sleeping_probe(1e-5)], request, progress=said.append)
+    profile = profile_machine(backend, [sleeping_probe(1e-5)], request, progress=said.append)
     used_bytes = backend.memory_used_bytes
     backend.close()
     _assert_sources(profile)
