@@ -93,7 +93,10 @@ def kernel_probes(dtype: DType, quick: bool) -> tuple[KernelProbe, ...]:
             make_several=several,
             make_task=made(one_expert, repeats=False),
         ),
-        probe(Kernel.ATTENTION_DECODE, _attention_decode, contexts, (1, 8, 32, 128)),
+        replace(
+            probe(Kernel.ATTENTION_DECODE, _attention_decode, contexts, (1, 8, 32, 128)),
+            make_task=made(_attention_decode, repeats=False),
+        ),
         probe(Kernel.ATTENTION_PREFILL, _attention_prefill, prompts, (1, 8)),
         probe(Kernel.ELEMENTWISE, _elementwise, _HIDDEN_SIZES, _ROWS),
     )

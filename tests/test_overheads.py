@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from executor.small_runs import SMALL, small_runs
+from hrm.ceilings import Kernel
 from hrm.device.emulated import EmulatedBackend
 from hrm.device.host import HostBackend
 from hrm.dtypes import DType
@@ -113,9 +114,12 @@ def test_waking_up_is_paid_by_the_tasks_of_the_host():
         seconds={Phase.DECODE: tasks},
     )
 
-    found = overheads(machine(), [run], waking_s=0.25)
+    found = overheads(machine(), [run], {Kernel.ATTENTION_DECODE: 0.25, Kernel.EXPERT_FFN: 0.5})
+    split = replace(run, policy=replace(run.policy, cpu_experts=1), seconds={Phase.DECODE: {TaskKind.CPU_EXPERTS: 0.0}})
+    of_experts = overheads(machine(), [split], {Kernel.EXPERT_FFN: 0.5})
 
     assert found == {"attention_on_cpu": {TaskKind.ATTENTION: 0.25, TaskKind.POST_ATTENTION: 0.0}}
+    assert of_experts == {"split_experts": {TaskKind.CPU_EXPERTS: 0.5}}
 
 
 def test_what_repeated_passes_take_is_judged_apart():

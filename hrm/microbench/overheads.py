@@ -7,9 +7,10 @@ sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
 
+from hrm.ceilings import Kernel
 from hrm.hardware import HardwareProfile
 from hrm.lanes import items_of, pass_costs
 from hrm.model import ModelSpec
@@ -21,7 +22,7 @@ from hrm.schedule.task import Phase, TaskKind
 from hrm.units import NonNegative
 from hrm.workload import Workload
 
-__all__ = ["BySequence", "ByTask", "TaskRun", "by_sequence", "overheads", "repeated"]
+__all__ = ["HOST_KERNELS", "BySequence", "ByTask", "TaskRun", "WakingUp", "by_sequence", "overheads", "repeated"]
 
 _WITHOUT = (TaskKind.PAGE_COPY, TaskKind.PAGE_PIN, TaskKind.DISK_READ)
 _ONE_BY_ONE = {
@@ -29,6 +30,10 @@ _ONE_BY_ONE = {
     Phase.DECODE: (TaskKind.KV_LOAD,),
 }
 """Tasks in which the executor lays out, stores or copies a sequence's keys and values after the other's."""
+
+WakingUp = Mapping[Kernel, float]
+HOST_KERNELS = (Kernel.EXPERT_FFN, Kernel.ATTENTION_DECODE)
+"""What a host's tasks run beside a device: waking up after a slowed one's sleep is timed for each."""
 
 ByTask = dict[str, dict[TaskKind, float]]
 BySequence = dict[str, dict[Phase, dict[TaskKind, float]]]
@@ -48,13 +53,13 @@ class TaskRun:
     repeated: dict[TaskKind, NonNegative] = field(default_factory=dict)
 
 
-def repeated(profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: float = 0.0) -> ByTask:
+def repeated(profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: WakingUp | None = None) -> ByTask:
     """Return `overheads` of the decode passes that repeat the first one's calls."""
     later = [replace(run, seconds={Phase.DECODE: run.repeated}) for run in runs if run.repeated]
     return overheads(profile, later, waking_s)
 
 
-def overheads(profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: float = 0.0) -> ByTask:
+def overheads(profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: WakingUp | None = None) -> ByTask:
     """Return, by placement and kind, what tasks took beyond what the profile explains; never less than nothing.
 
     Decode tells, whose tasks are short; what goes by the sequence must be in the profile already. Where several runs
@@ -66,7 +71,8 @@ def overheads(profile: HardwareProfile, runs: Iterable[TaskRun], waking_s: float
         if run.policy.disk_experts and "disk" not in profile.links:
             continue
         for kind, beyond_s in _beyond(profile, run, Phase.DECODE):
-            woken_s = waking_s if _is_host(run.policy, kind) else 0.0
+            kernel = Kernel.ATTENTION_DECODE if kind is TaskKind.ATTENTION else Kernel.EXPERT_FFN
+            woken_s = (waking_s or {}).get(kernel, 0.0) if _is_host(run.policy, kind) else 0.0
             found.setdefault(placement_of(run.policy, kind), {}).setdefault(kind, max(0.0, beyond_s) + woken_s)
     return found
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from hrm.ceilings import CeilingTable
+from hrm.ceilings import CeilingTable, Kernel
 from hrm.hardware import HardwareProfile, Level, Link, SharedRate
 from hrm.microbench.accelerator import accelerator_facts
 from hrm.microbench.bench import Bench
@@ -76,7 +76,7 @@ class _Found:
     host: HostSamples
     beside: _Beside
     tables: tuple[CeilingTable, ...]
-    waking_s: float
+    waking_s: dict[Kernel, float]
     ran: tuple[TaskRun, ...]
 
 

@@ -24,7 +24,7 @@ from hrm.microbench.links import LinkSamples, both_ways_samples, link_samples
 from hrm.microbench.measure import CpuWatch
 from hrm.microbench.memory import MemorySamples, cache_samples, device_memory_samples, host_memory_samples
 from hrm.microbench.notes import Notes
-from hrm.microbench.overheads import TaskRun
+from hrm.microbench.overheads import HOST_KERNELS, TaskRun
 from hrm.microbench.shares import SMALL_JOB, kept_back_s, share_s
 from hrm.records import record
 from hrm.schedule.task import Lane
@@ -117,12 +117,18 @@ class Sections:
         notes.other("shared.host_memory.drawn_by", "bytes of host memory that move per byte of a lane's own work")
         return rate
 
-    def waking_up(self, probes: Sequence[KernelProbe]) -> float:
-        """Measure what a task of a slowed host takes longer for the sleep before it."""
-        probe = next((one for one in probes if one.kernel is Kernel.EXPERT_FFN and "cpu" in one.levels), None)
-        if self.spec is None or self.spec.host_slowdown <= 1.0 or probe is None:
-            return 0.0
-        return self.section("waking up", Measurement, lambda: waking_up(self.bench, probe)).median
+    def waking_up(self, probes: Sequence[KernelProbe]) -> dict[Kernel, float]:
+        """Measure what tasks of a slowed host take longer for the sleep before them, by the kernel that they run."""
+        if self.spec is None or self.spec.host_slowdown <= 1.0:
+            return {}
+        first: dict[Kernel, KernelProbe] = {}
+        for probe in probes:
+            if probe.kernel in HOST_KERNELS and "cpu" in probe.levels:
+                first.setdefault(probe.kernel, probe)
+        return {
+            kernel: self.section(f"waking up, {kernel}", Measurement, partial(waking_up, self.bench, probe)).median
+            for kernel, probe in first.items()
+        }
 
     def small_runs(self, make: SmallRuns) -> tuple[TaskRun, ...]:
         """Run the small jobs."""
