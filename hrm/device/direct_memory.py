@@ -15,24 +15,33 @@ from contextlib import suppress
 
 from hrm.units import MIB
 
-__all__ = ["REQUESTS", "direct_buffers", "direct_memory"]
+__all__ = ["HUGE_BYTES", "REQUESTS", "direct_buffers", "direct_memory", "mapping"]
 
 REQUESTS = 4
 """Requests that the executor has in flight, so that a disk's rate is that of so many."""
 
-_HUGE_BYTES = 2 * MIB
+HUGE_BYTES = 2 * MIB
+"""A huge page."""
+
+
+def mapping(num_bytes: int, advised_bytes: int) -> memoryview:
+    """Return `num_bytes` of zeroed memory from a multiple of 2 MiB on, the first `advised_bytes` in huge pages if any.
+
+    It is a mapping of its own, private to the process. There must be `mmap.MADV_HUGEPAGE`.
+    """
+    held_bytes = max(num_bytes, advised_bytes) + HUGE_BYTES
+    pages = mmap.mmap(-1, held_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    begin = -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % HUGE_BYTES
+    with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE, begin, advised_bytes)
+    return memoryview(pages)[begin : begin + num_bytes]
 
 
 def direct_memory(num_bytes: int) -> memoryview:
     """Return `num_bytes` of zeroed memory that begins at a page; what is held is rounded up to whole huge pages."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return memoryview(mmap.mmap(-1, num_bytes))
-    held_bytes = -(-num_bytes // _HUGE_BYTES) * _HUGE_BYTES
-    pages = mmap.mmap(-1, held_bytes + _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    begin = -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % _HUGE_BYTES
-    with suppress(OSError):  # a kernel without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE, begin, held_bytes)
-    return memoryview(pages)[begin : begin + num_bytes]
+    return mapping(num_bytes, -(-num_bytes // HUGE_BYTES) * HUGE_BYTES)
 
 
 def direct_buffers(num_bytes: int, count: int) -> list[memoryview]:

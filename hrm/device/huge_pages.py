@@ -10,16 +10,12 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 
-from hrm.device.direct_memory import direct_memory
-from hrm.units import MIB
+from hrm.device.direct_memory import HUGE_BYTES, direct_memory, mapping
 
 __all__ = ["aligned_memory", "huge_paged"]
-
-_HUGE_BYTES = 2 * MIB
 
 
 def huge_paged(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -29,14 +25,10 @@ def huge_paged(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     so when it is freed, and the system makes a huge page of every 2 MiB of which anything is used later.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
-    whole_bytes = num_bytes // _HUGE_BYTES * _HUGE_BYTES
+    whole_bytes = num_bytes // HUGE_BYTES * HUGE_BYTES
     if not whole_bytes or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(tuple(shape), dtype=dtype)
-    pages = mmap.mmap(-1, num_bytes + _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    begin = -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % _HUGE_BYTES
-    with suppress(OSError):  # a kernel without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE, begin, whole_bytes)
-    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape), offset=begin).view(tuple(shape))
+    return torch.frombuffer(mapping(num_bytes, whole_bytes), dtype=dtype).view(tuple(shape))
 
 
 def aligned_memory(num_bytes: int) -> torch.Tensor:
