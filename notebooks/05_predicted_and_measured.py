@@ -42,7 +42,8 @@ folder = Path(tempfile.mkdtemp())
 # `hrm demo` makes a model that does not fit its emulated device, profiles, solves, runs the plan and compares.
 
 # %%
-demo = [sys.executable, "-m", "hrm", "demo", "--folder", folder, "--gen-len", "8"]
+# -P: what is installed, with its compiled kernels, and not the sources in this folder.
+demo = [sys.executable, "-P", "-m", "hrm", "demo", "--folder", folder, "--gen-len", "8"]
 done = subprocess.run(demo, check=False, capture_output=True, text=True)
 assert done.returncode == 0, done.stderr
 report = hrm.load_run_report(folder / "run.json")

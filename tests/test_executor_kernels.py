@@ -10,25 +10,23 @@ from hypothesis import strategies as st
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralSparseMoeBlock
 
-from executor import linear as linear_module
 from executor import native
 from executor.attention import AttentionForm, append_kv, decode_attention, prefill_attention
 from executor.experts import add_compiled, weighted_sum
 from executor.kernels import kernel_probes
 from executor.kv_cache import KVCache
-from executor.linear import linear, operand, suits_compiled
+from executor.linear import linear, suits_compiled
 from executor.norm import rms_norm
 from executor.routing import RouterWeights, choose_experts
 from executor.weights import page_bounds
 from executor.workspace import host_workspace
-from hrm import workspace as workspace_module
 from hrm.ceilings import Kernel
 from hrm.dtypes import DType
 from hrm.errors import OutOfMemoryError
 from hrm.model import ModelSpec
 from hrm.model_config import load_model
 from hrm.schedule.task import Lane
-from hrm.workspace import experts_workspace_bytes, gathered_expert_workspace_bytes, linear_workspace_bytes
+from hrm.workspace import experts_workspace_bytes, gathered_expert_workspace_bytes
 
 
 def test_a_frame_gives_back_what_it_took_and_nothing_overlaps():
@@ -42,56 +40,6 @@ def test_a_frame_gives_back_what_it_took_and_nothing_overlaps():
     assert workspace.take((5,), torch.float32).data_ptr() == inside.data_ptr()
     with pytest.raises(OutOfMemoryError, match="of 1024 in use"):
         workspace.take((1000,), torch.float32)
-
-
-@pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rows", [1, 2, 17])
-def test_linear_is_the_product_in_every_format_and_by_every_way(monkeypatch, rows, dtype, native):
-    monkeypatch.setattr(linear_module, "is_native", lambda kind, _device: native or kind == torch.float32)
-    monkeypatch.setattr(workspace_module, "PIECE_ELEMENTS", 100)
-    monkeypatch.setattr(linear_module, "ROWS_AT_A_TIME", 8)
-    torch.manual_seed(0)
-    x, weight = torch.randn(rows, 24).to(dtype), torch.randn(15, 24).to(dtype)
-    expected = x.double() @ weight.double().t()
-    workspace = host_workspace(4 * rows * (24 + 15) + linear_workspace_bytes(rows, 24, 15))
-
-    narrow = linear(x, weight, workspace)
-
-    assert narrow.dtype == dtype
-    torch.testing.assert_close(narrow.double(), expected, rtol=2e-2, atol=5e-2)
-    wide = linear(operand(x, weight, workspace), weight, host_workspace(2**16))
-    torch.testing.assert_close(wide.double(), expected, rtol=2e-2, atol=5e-2)
-
-
-def test_whether_a_processor_has_a_formats_products_is_asked_on_one_thread_by_its_own_time(monkeypatch):
-    # Two threads on a busy machine wait for each other: both formats then take as long as the scheduler's turns.
-    threads = []
-
-    def probe_s(_: object) -> float:
-        threads.append(torch.get_num_threads())
-        return 1.0
-
-    monkeypatch.setattr(linear_module, "_probe_s", probe_s)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert linear_module.is_native.__wrapped__(torch.bfloat16, "cpu")
-
-        assert threads == [1, 1]
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.skipif(not native.available(), reason="no compiled kernel here (python setup.py build_ext --inplace)")
-@pytest.mark.parametrize(("library_s", "compiled_serve"), [(1.0, True), (0.6, True), (0.2, False)])
-def test_bfloat16_products_are_a_librarys_only_where_it_is_far_faster(monkeypatch, library_s, compiled_serve):
-    seconds = iter([library_s, 1.0])
-    monkeypatch.setattr(linear_module, "_probe_s", lambda _: next(seconds))
-    monkeypatch.setattr(linear_module, "_library_is_far_faster", linear_module._library_is_far_faster.__wrapped__)
-
-    assert suits_compiled(torch.zeros(1, dtype=torch.bfloat16)) == compiled_serve
 
 
 @pytest.mark.skipif(

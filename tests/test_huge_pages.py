@@ -1,5 +1,6 @@
 """Memory in huge pages: asked for is what lies inside a tensor, as long as it lives, and for small ones nothing."""
 
+import mmap
 import re
 from pathlib import Path
 
@@ -13,10 +14,10 @@ SMAPS = Path("/proc/self/smaps")
 needs_smaps = pytest.mark.skipif(not SMAPS.exists(), reason="this system does not say which memory is advised")
 
 
-def advised_bytes():
-    """Add up the process's mappings of which the system may make huge pages."""
+def flagged_bytes(flag):
+    """Add up the process's mappings with a flag: hg where huge pages were asked for, nh where there may be none."""
     mappings = re.findall(r"^Size: +(\d+) kB$.*?^VmFlags:([^\n]*)$", SMAPS.read_text(), re.MULTILINE | re.DOTALL)
-    return sum(int(size) * 1024 for size, flags in mappings if " hg" in flags)
+    return sum(int(size) * 1024 for size, flags in mappings if flag in flags.split())
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1024, 3, 1024), (0,), (2 * MIB,)])
@@ -31,22 +32,32 @@ def test_shape_and_format_are_those_asked_for_and_it_is_memory_of_its_own(shape)
 
 @needs_smaps
 def test_whole_huge_pages_inside_a_tensor_are_asked_for_as_long_as_it_lives():
-    before = advised_bytes()
+    before = flagged_bytes("hg")
     found = huge_paged((7 * MIB + 5,), torch.uint8)
 
-    assert advised_bytes() - before == 6 * MIB
+    assert flagged_bytes("hg") - before == 6 * MIB
     assert found.data_ptr() % (2 * MIB) == 0
     view = found[3:]
     del found
-    assert advised_bytes() - before == 6 * MIB
+    assert flagged_bytes("hg") - before == 6 * MIB
     del view
-    assert advised_bytes() == before
+    assert flagged_bytes("hg") == before
+
+
+@needs_smaps
+def test_where_the_system_makes_huge_pages_of_any_memory_a_tensor_holds_no_more_than_its_elements():
+    before = flagged_bytes("nh")
+    found = huge_paged((7 * MIB + 5,), torch.uint8)
+
+    assert flagged_bytes("nh") - before == 3 * MIB + mmap.PAGESIZE
+    del found
+    assert flagged_bytes("nh") == before
 
 
 @needs_smaps
 def test_nothing_is_asked_for_a_small_tensor():
-    before = advised_bytes()
+    before = flagged_bytes("hg")
     kept = huge_paged((2 * MIB - 1,), torch.uint8)
 
-    assert advised_bytes() == before
+    assert flagged_bytes("hg") == before
     assert kept.nbytes == 2 * MIB - 1

@@ -27,12 +27,14 @@ HUGE_BYTES = 2 * MIB
 def mapping(num_bytes: int, advised_bytes: int) -> memoryview:
     """Return `num_bytes` of zeroed memory from a multiple of 2 MiB on, the first `advised_bytes` in huge pages if any.
 
-    It is a mapping of its own, private to the process. There must be `mmap.MADV_HUGEPAGE`.
+    It is a mapping of its own, private to the process; around those bytes it has small pages, whatever the system makes
+    of memory that nobody advised. There must be `mmap.MADV_HUGEPAGE`.
     """
     held_bytes = max(num_bytes, advised_bytes) + HUGE_BYTES
     pages = mmap.mmap(-1, held_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % HUGE_BYTES
     with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
         pages.madvise(mmap.MADV_HUGEPAGE, begin, advised_bytes)
     return memoryview(pages)[begin : begin + num_bytes]
 
