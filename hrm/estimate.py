@@ -1,4 +1,4 @@
-"""How long tasks take on a machine: every operator under its roofs, at peaks (`roof`) or as measured (`ceiling`).
+"""How long the tasks of a pass take: which operators and transfers a task is made of, for a micro-batch of a layer.
 
 Formulas run over a `PolicyGrid`: one policy and many take the same path.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from hrm import operators
 from hrm.arrays import Reals
-from hrm.ceilings import CeilingTable
+from hrm.cost import Cost, add_costs, operator_cost, transfer_cost
 from hrm.dtypes import DType
 from hrm.memory import disk_expert_bytes, page_bytes
 from hrm.model import LayerKind, ModelSpec
@@ -22,20 +22,16 @@ from hrm.policy import Processor, ScheduleName, Staging
 from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.records import record
-from hrm.roofline import Bound
 from hrm.schedule.task import Phase, TaskKind
 from hrm.workload import Workload
 
 __all__ = [
-    "Cost",
     "Fidelity",
     "PassShape",
-    "add_costs",
     "attention_cost",
     "cpu_experts_cost",
     "head_cost",
     "kv_load_cost",
-    "operator_cost",
     "page_copy_cost",
     "splits_experts",
     "task_costs",
@@ -51,34 +47,6 @@ class Fidelity(StrEnum):
 
 
 @record
-class Cost:
-    """Seconds of a piece of work, those of them that a compute roof sets, and the bytes that it moves.
-
-    Bytes are a kernel's memory traffic or a copy's payload. `latency_s` is the part of the seconds that moves nothing.
-    """
-
-    seconds: Reals = 0.0
-    compute_s: Reals = 0.0
-    bytes: Reals = 0.0
-    latency_s: Reals = 0.0
-
-    def times(self, count: Reals) -> Cost:
-        """Return the cost of doing it `count` times in a row."""
-        return Cost(
-            seconds=self.seconds * count,
-            compute_s=self.compute_s * count,
-            bytes=self.bytes * count,
-            latency_s=self.latency_s * count,
-        )
-
-    def bound(self, *, crossing: bool) -> Bound:
-        """Return the roof that accounts for most of the time, of work that crosses a link or does not."""
-        if crossing:
-            return Bound.CROSS_LEVEL
-        return Bound.COMPUTE if 2 * float(self.compute_s) > float(self.seconds) else Bound.MEMORY
-
-
-@record
 class PassShape:
     """One micro-batch of a pass; in decode `step` counts the tokens already made (from 1), in prefill it is 0."""
 
@@ -91,21 +59,6 @@ class PassShape:
     def tokens(self) -> Reals:
         """Tokens worked on."""
         return self.sequences * (self.workload.computed_prompt_len if self.phase is Phase.PREFILL else 1.0)
-
-
-def add_costs(costs: Iterable[Cost]) -> Cost:
-    """Add up work done one after another."""
-    parts = tuple(costs)
-    if len(parts) < 2:
-        return parts[0] if parts else Cost()
-    first = parts[0]
-    seconds, compute_s, moved, latency_s = first.seconds, first.compute_s, first.bytes, first.latency_s
-    for cost in parts[1:]:
-        seconds = seconds + cost.seconds
-        compute_s = compute_s + cost.compute_s
-        moved = moved + cost.bytes
-        latency_s = latency_s + cost.latency_s
-    return Cost(seconds=seconds, compute_s=compute_s, bytes=moved, latency_s=latency_s)
 
 
 def task_costs(
@@ -154,7 +107,7 @@ def attention_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: Pass
 def kv_load_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape, layer: LayerKind) -> Cost:
     """Return the cost of fetching the part of a micro-batch's cache that lies on the host (D4)."""
     context = shape.workload.mean_context(shape.step, layer.window)
-    return _transfer(rates, "h2d", shape.sequences * context * _host_kv_bytes(grid, model))
+    return transfer_cost(rates, "h2d", shape.sequences * context * _host_kv_bytes(grid, model))
 
 
 def _host_kv_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
@@ -209,7 +162,7 @@ def _post_attention(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: Pas
 def _disk_costs(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: PassShape) -> dict[TaskKind, Cost]:
     """Return the cost of reading an expert from disk; the CPU computes with it, or those kept, for the whole batch."""
     reads = np.where(grid.disk_experts > 0, 1.0, 0.0)
-    read = _transfer(rates, "disk", float(disk_expert_bytes(grid.template, model))).times(reads)
+    read = transfer_cost(rates, "disk", float(disk_expert_bytes(grid.template, model))).times(reads)
     if not grid.computes_from_disk:
         return {TaskKind.DISK_READ: read}
     batch = replace(shape, sequences=grid.batch_size)
@@ -238,10 +191,10 @@ def _split_experts(grid: PolicyGrid, model: ModelSpec, rates: Rates, shape: Pass
     width = grid.template.weight_dtype.activation_dtype.bytes_per_element
     payload = shape.tokens * model.hidden_size * width
     return {
-        TaskKind.EXPERT_OFFLOAD: _transfer(rates, "d2h", payload),
+        TaskKind.EXPERT_OFFLOAD: transfer_cost(rates, "d2h", payload),
         TaskKind.CPU_EXPERTS: cpu_experts_cost(grid, model, rates, shape),
         TaskKind.GPU_EXPERTS: operator_cost(_experts(grid, model, shape, share=on_gpu), rates, "gpu"),
-        TaskKind.EXPERT_UPLOAD: _transfer(rates, "h2d", payload),
+        TaskKind.EXPERT_UPLOAD: transfer_cost(rates, "h2d", payload),
     }
 
 
@@ -257,7 +210,7 @@ def _all_reduce(model: ModelSpec, rates: Rates, tokens: Reals, dtype: DType, mai
         return Cost()
     passed_on = 2.0 * (count - 1) * tokens * model.hidden_size * dtype.activation_dtype.bytes_per_element
     apart = "peer" in rates.hardware.links
-    sums = _transfer(rates, "peer", passed_on / count) if apart else _transfer(rates, "h2d", passed_on)
+    sums = transfer_cost(rates, "peer", passed_on / count) if apart else transfer_cost(rates, "h2d", passed_on)
     sums = sums.times(2.0)
     return Cost(seconds=sums.seconds, latency_s=sums.seconds)
 
@@ -272,22 +225,22 @@ def _transfers(
     if choices.attention_device is Processor.GPU:
         if choices.schedule is not ScheduleName.KV_TRANSFER:
             return {}
-        costs = {TaskKind.QKV_OFFLOAD: _transfer(rates, "d2h", new_kv)}
+        costs = {TaskKind.QKV_OFFLOAD: transfer_cost(rates, "d2h", new_kv)}
         if shape.phase is Phase.DECODE:
             costs[TaskKind.KV_LOAD] = kv_load_cost(grid, model, rates, shape, layer)
         return costs
     if shape.phase is Phase.PREFILL:
-        return {TaskKind.QKV_OFFLOAD: _transfer(rates, "d2h", new_kv)}
+        return {TaskKind.QKV_OFFLOAD: transfer_cost(rates, "d2h", new_kv)}
     queries = shape.tokens * (model.query_size + model.cache_width) * width
     return {
-        TaskKind.QKV_OFFLOAD: _transfer(rates, "d2h", queries),
-        TaskKind.HIDDEN_UPLOAD: _transfer(rates, "h2d", shape.tokens * model.attended_size * width),
+        TaskKind.QKV_OFFLOAD: transfer_cost(rates, "d2h", queries),
+        TaskKind.HIDDEN_UPLOAD: transfer_cost(rates, "h2d", shape.tokens * model.attended_size * width),
     }
 
 
 def page_copy_cost(grid: PolicyGrid, model: ModelSpec, rates: Rates) -> Cost:
     """Return the cost of a page's way across the link (D3)."""
-    return _transfer(rates, "h2d", page_bytes(grid, model))
+    return transfer_cost(rates, "h2d", page_bytes(grid, model))
 
 
 def _pages(grid: PolicyGrid, model: ModelSpec, rates: Rates) -> dict[TaskKind, Cost]:
@@ -297,67 +250,3 @@ def _pages(grid: PolicyGrid, model: ModelSpec, rates: Rates) -> dict[TaskKind, C
         seconds = page / rates.staging_bytes_per_s
         costs[TaskKind.PAGE_PIN] = Cost(seconds=seconds, bytes=page)
     return costs
-
-
-def _transfer(rates: Rates, link: str, payload: Reals) -> Cost:
-    latency = rates.latency_s(link) * np.sign(payload)
-    return Cost(seconds=payload / rates.link_bytes_per_s(link) + latency, bytes=payload, latency_s=latency)
-
-
-def operator_cost(operator: Operator, rates: Rates, level: str) -> Cost:
-    """Return the time of an operator on a level's processor and how much of it a compute roof sets.
-
-    At peaks: max(FLOP / P_peak, bytes / B_peak). As measured: the kernel's ceiling table where the profile has one for
-    the level and dtype, else the same maximum at the kernel's achievable rates plus a launch; never less than at peaks.
-    """
-    compute_s, memory_s = achieved = _kernel_s(operator, rates, level)
-    measured = _measured_s(operator, rates, level, achieved) if rates.measured else None
-    seconds, latency = measured or (np.maximum(compute_s, memory_s), 0.0)
-    bound_by_compute = np.where(compute_s > memory_s, seconds, 0.0)
-    return Cost(seconds=seconds, compute_s=bound_by_compute, bytes=operator.bytes, latency_s=latency)
-
-
-def _measured_s(operator: Operator, rates: Rates, level: str, achieved: tuple[Reals, Reals]) -> tuple[Reals, Reals]:
-    """Return an operator's measured or achievable seconds, and those of them that are its launch."""
-    table = rates.table(level, operator.kernel, operator.dtype)
-    launch: Reals = 0.0 if table else rates.launch_s(level) * np.minimum(operator.calls, 1.0)
-    seconds = _table_s(operator, rates, level, achieved, table) if table else np.maximum(*achieved) + launch
-    if table is None and rates.within_peaks(level, operator.dtype, operator.kernel):
-        return seconds, launch
-    return np.maximum(seconds, np.maximum(*_kernel_s(operator, rates.peaks, level))), launch
-
-
-def _kernel_s(operator: Operator, rates: Rates, level: str) -> tuple[Reals, Reals]:
-    """Return compute and memory seconds at the kernel's rates."""
-    compute_s = operator.flop / rates.flop_per_s(level, operator.dtype, operator.kernel)
-    return compute_s, operator.bytes / rates.read_bytes_per_s(level, operator.kernel)
-
-
-def _resized_s(operator: Operator, rates: Rates, level: str, size: Reals, rows: Reals) -> tuple[Reals, Reals]:
-    """Return compute and memory seconds at the kernel's rates, for `size` and `rows` times its own shape."""
-    flop = operator.flop * size**operator.kernel.size_exponent * rows
-    compute_s = flop / rates.flop_per_s(level, operator.dtype, operator.kernel)
-    moved = (operator.weight_bytes + operator.kv_bytes * rows) * size + operator.activation_bytes * rows
-    return compute_s, moved / rates.read_bytes_per_s(level, operator.kernel)
-
-
-def _table_s(operator: Operator, rates: Rates, level: str, achieved: tuple[Reals, Reals], table: CeilingTable) -> Reals:
-    """Read a kernel's table; beyond its largest shape time grows from its edge as the achievable rates say.
-
-    What was measured at the edge corrects the term that binds there; the other counts from where it takes over.
-    """
-    size, rows = np.minimum(operator.size, table.sizes[-1]), np.minimum(operator.rows, table.rows[-1])
-    edge_s = operator.calls * table.time_s(size, rows)
-    if np.all(size == operator.size) and np.all(rows == operator.rows):
-        return edge_s
-    compute_s, memory_s = achieved
-    edge_compute_s, edge_memory_s = _resized_s(operator, rates, level, size / operator.size, rows / operator.rows)
-    longer_s = np.maximum(edge_compute_s, edge_memory_s)
-    compute_s = compute_s * _correction(edge_s, edge_compute_s, longer_s)
-    return np.maximum(compute_s, memory_s * _correction(edge_s, edge_memory_s, longer_s))
-
-
-def _correction(edge_s: Reals, term_s: Reals, longer_s: Reals) -> Reals:
-    """Return measured over modelled at a table's edge for the term that binds there; the other is only ever lowered."""
-    factor = edge_s / np.maximum(term_s, 1e-300)
-    return np.where(term_s >= longer_s, factor, np.minimum(factor, 1.0))

@@ -166,7 +166,7 @@ class HardwareProfile:
     what lanes draw on together; without it they share host memory alone (`hrm.rates`). `task_s` gives, by placement
     (`hrm.rates.placement_of`) and kind of task, what a task takes beyond its kernels and bytes; `repeated_s`, likewise,
     what is left of that in later decode passes where they repeat what the first one called; `sequence_s`, by placement,
-    phase and kind, what it takes besides for each sequence that it goes through (`hrm.lanes.items_of`).
+    phase and kind, what it takes besides for each sequence that it goes through (`hrm.pass_costs.items_of`).
     `provenance` says for each dotted field path where the number comes from (`hrm.provenance`). `system` says in
     words how the machine was set while it was measured: processor, kernel, huge pages, load, command.
     """

@@ -11,13 +11,12 @@ import numpy as np
 
 from hrm.arrays import Reals
 from hrm.dtypes import DType
-from hrm.hardware import HardwareProfile
 from hrm.model import ModelSpec
 from hrm.policy import Policy, Processor, ScheduleName, Staging
 from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.schedule.task import IN_FLIGHT
-from hrm.units import NonNegativeInt, format_bytes
+from hrm.units import NonNegativeInt
 from hrm.workload import Workload
 from hrm.workspace import experts_workspace_bytes, gathered_expert_workspace_bytes, workspace_bytes
 
@@ -25,14 +24,11 @@ __all__ = [
     "DISK_BLOCK_BYTES",
     "DeviceLedger",
     "Ledger",
-    "Shortage",
     "demand",
     "disk_expert_bytes",
     "ledger",
     "page_bytes",
-    "shortage",
     "streamed_layer_bytes",
-    "usable_bytes",
 ]
 
 DISK_BLOCK_BYTES = 4096
@@ -73,27 +69,6 @@ class Ledger:
 
     gpu: DeviceLedger
     cpu: DeviceLedger
-
-
-@record
-class Shortage:
-    """A device that a policy does not fit, and by how much."""
-
-    device: str
-    needed_bytes: int
-    usable_bytes: int
-
-    @property
-    def missing_bytes(self) -> int:
-        """Bytes that the device is short of."""
-        return self.needed_bytes - self.usable_bytes
-
-    def __str__(self) -> str:
-        """Say which device is short of how much."""
-        return (
-            f"{self.device} memory is short by {format_bytes(self.missing_bytes)} "
-            f"(needs {format_bytes(self.needed_bytes)} of {format_bytes(self.usable_bytes)})"
-        )
 
 
 def streamed_layer_bytes(grid: PolicyGrid, model: ModelSpec) -> Reals:
@@ -212,30 +187,6 @@ def _cpu_experts_workspace_bytes(grid: PolicyGrid, model: ModelSpec, workload: W
     tokens = workload.micro_batch_prompt_tokens(grid.micro_batch_size)
     sizes = model.hidden_size, model.intermediate_size, model.num_experts, model.experts_per_token
     return experts_workspace_bytes(tokens, *sizes)
-
-
-def usable_bytes(hardware: HardwareProfile, device: str, ram_limit_bytes: int | None = None) -> int:
-    """Return the bytes that a policy may hold on a device; a limit on host memory goes before its size.
-
-    The limit is the whole process's: interpreter and libraries are taken off.
-    """
-    level = hardware.level(device)
-    usable = level.usable_bytes * level.count
-    if ram_limit_bytes is None or device != "cpu":
-        return usable
-    return min(usable, max(0, ram_limit_bytes - level.runtime_bytes))
-
-
-def shortage(demand: Ledger, hardware: HardwareProfile, ram_limit_bytes: int | None = None) -> Shortage | None:
-    """Return the device that the ledger does not fit, or None where it fits."""
-    needs = {"gpu": demand.gpu.total_bytes, "cpu": demand.cpu.total_bytes}
-    for device, needed in needs.items():
-        if needed == 0:
-            continue
-        usable = usable_bytes(hardware, device, ram_limit_bytes)
-        if needed > usable:
-            return Shortage(device=device, needed_bytes=needed, usable_bytes=usable)
-    return None
 
 
 def _expert_bytes(grid: PolicyGrid, model: ModelSpec) -> float:

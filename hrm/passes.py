@@ -11,8 +11,9 @@ import numpy as np
 from hrm.arrays import Reals
 from hrm.estimate import Fidelity
 from hrm.hardware import HardwareProfile
-from hrm.lanes import LaneWork, PassCosts, at_step, contended, lane_work, pass_costs
+from hrm.lanes import LaneWork, lane_work
 from hrm.model import ModelSpec
+from hrm.pass_costs import PassCosts, at_step, contended, pass_costs
 from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.records import record

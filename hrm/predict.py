@@ -21,15 +21,7 @@ from hrm.schedule.simulator import PassLoad, Simulated, simulate_passes
 from hrm.schedule.task import Lane, Phase, TaskKind
 from hrm.workload import Workload
 
-__all__ = [
-    "Bottleneck",
-    "GridTimes",
-    "Prediction",
-    "Times",
-    "predict",
-    "predict_grid",
-    "with_interval",
-]
+__all__ = ["Bottleneck", "GridTimes", "Prediction", "Times", "predict", "predict_grid", "with_interval"]
 
 
 @record

@@ -29,10 +29,11 @@ from IPython.display import Image
 
 import hrm
 import solver
-from hrm.memory import ledger, shortage
+from hrm.memory import ledger
 from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict_grid
 from hrm.schedule.task import Phase
+from hrm.shortage import shortage
 from solver.drawing import draw_front
 from solver.pareto import pareto_front
 

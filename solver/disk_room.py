@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hrm.device.direct_memory import REQUESTS
-from hrm.memory import ledger, usable_bytes
+from hrm.memory import ledger
 from hrm.policy import Policy
 from hrm.predict import Prediction
+from hrm.shortage import usable_bytes
 from solver.problem import Problem
 
 __all__ = ["filled", "finished"]

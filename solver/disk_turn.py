@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hrm.estimate import Fidelity
-from hrm.memory import Shortage
 from hrm.passes import job_passes
 from hrm.policy import Policy
 from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.schedule.task import Lane, Phase
+from hrm.shortage import Shortage
 from hrm.units import PositiveInt
 from solver.problem import LARGEST_JOB, Problem
 

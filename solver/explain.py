@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from hrm.errors import InfeasibleError
 from hrm.estimate import Fidelity
-from hrm.memory import Shortage
 from hrm.passes import JobPass, job_passes
 from hrm.policy import Policy, Processor
 from hrm.policy_grid import PolicyGrid
 from hrm.records import record
 from hrm.roofline import Bound
 from hrm.schedule.task import Phase
+from hrm.shortage import Shortage
 from hrm.units import GB, GIB
 from hrm.what_if import SIMPLE_RESOURCES, Change, Resource, amount
 from solver.optimum import Found, found, optimum

@@ -14,12 +14,12 @@ from hrm.dtypes import DType
 from hrm.errors import InfeasibleError, SchemaError
 from hrm.files import to_plain
 from hrm.hardware import HardwareProfile
-from hrm.memory import Shortage, usable_bytes
 from hrm.policy import Policy, ScheduleName
 from hrm.policy_grid import PolicyGrid
 from hrm.predict import Times
 from hrm.rates import Rates
 from hrm.records import record
+from hrm.shortage import Shortage, usable_bytes
 from hrm.units import format_bytes, format_s
 from solver.pieces import Pieces, pieces_of
 from solver.problem import Problem

@@ -8,11 +8,12 @@ from enum import StrEnum
 from hrm.dtypes import DType
 from hrm.errors import HrmError
 from hrm.hardware import HardwareProfile
-from hrm.memory import Shortage, ledger, shortage, usable_bytes
+from hrm.memory import ledger
 from hrm.model import ModelSpec
 from hrm.plan import Limits
 from hrm.policy import Policy, ScheduleName, Staging
 from hrm.records import record
+from hrm.shortage import Shortage, shortage, usable_bytes
 from hrm.workload import Workload
 
 __all__ = ["Objective", "Problem"]

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm.arrays import Reals
-from hrm.memory import DeviceLedger, demand, streamed_layer_bytes, usable_bytes
+from hrm.memory import DeviceLedger, demand, streamed_layer_bytes
 from hrm.policy import Policy, Processor
 from hrm.policy_grid import PolicyGrid
 from hrm.records import record
+from hrm.shortage import usable_bytes
 from solver.problem import Problem
 
 __all__ = [

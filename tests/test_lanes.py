@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrm.estimate import Cost
+from hrm.cost import Cost
 from hrm.hardware import SharedRate
-from hrm.lanes import at_step, contended, lane_work, pass_costs
+from hrm.lanes import lane_work
+from hrm.pass_costs import at_step, contended, pass_costs
 from hrm.policy import Processor, ScheduleName, Staging
 from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates

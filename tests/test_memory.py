@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm.dtypes import DType
-from hrm.memory import demand, ledger, page_bytes, shortage, streamed_layer_bytes, usable_bytes
+from hrm.memory import demand, ledger, page_bytes, streamed_layer_bytes
 from hrm.model import LatentAttention
 from hrm.plan import machine_of
 from hrm.policy import Processor, ScheduleName, Staging
 from hrm.policy_grid import PolicyGrid
+from hrm.shortage import shortage, usable_bytes
 from tests.machines import (
     any_models,
     any_policies,

@@ -11,8 +11,8 @@ from hrm.device.host import HostBackend
 from hrm.dtypes import DType
 from hrm.estimate import Fidelity
 from hrm.hardware import EmulatedSpec
-from hrm.lanes import items_of, pass_costs
 from hrm.microbench.overheads import TaskRun, by_sequence, overheads, repeated
+from hrm.pass_costs import items_of, pass_costs
 from hrm.policy import Processor, ScheduleName
 from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict

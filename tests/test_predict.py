@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hrm.dtypes import DType
 from hrm.estimate import Fidelity
 from hrm.hardware import Rate, load_profile
-from hrm.lanes import LaneWork, lane_work, pass_costs
+from hrm.lanes import LaneWork, lane_work
 from hrm.model_config import load_model
+from hrm.pass_costs import pass_costs
 from hrm.policy import Processor, ScheduleName, Staging
 from hrm.policy_grid import PolicyGrid
 from hrm.predict import predict, predict_grid

@@ -185,7 +185,8 @@ def test_draws_meet_every_stratum_once():
 
 
 def test_drawn_policies_fit_and_can_be_run():
-    from hrm.memory import ledger, shortage
+    from hrm.memory import ledger
+    from hrm.shortage import shortage
 
     endless = draws(20, seed=0)
     for placement in (policy(), policy(schedule=ScheduleName.UNPAGED)):

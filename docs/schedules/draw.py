@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import hrm
-from hrm.lanes import pass_costs
+from hrm.pass_costs import pass_costs
 from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates
 from hrm.schedule.catalog import build_schedule

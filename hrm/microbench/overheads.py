@@ -12,8 +12,8 @@ from dataclasses import field, replace
 
 from hrm.ceilings import Kernel
 from hrm.hardware import HardwareProfile
-from hrm.lanes import items_of, pass_costs
 from hrm.model import ModelSpec
+from hrm.pass_costs import items_of, pass_costs
 from hrm.policy import Policy, Processor
 from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates, placement_of

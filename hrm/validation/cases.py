@@ -11,11 +11,12 @@ from pathlib import Path
 from hrm.compare import Measured
 from hrm.files import from_plain, read_json
 from hrm.hardware import HardwareProfile
-from hrm.memory import ledger, shortage
+from hrm.memory import ledger
 from hrm.model import ModelSpec
 from hrm.policy import Policy
 from hrm.records import record
 from hrm.schedule.task import Lane, TaskKind
+from hrm.shortage import shortage
 from hrm.units import NonNegative, NonNegativeInt, Share
 from hrm.workload import Workload
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hrm import operators
 from hrm.hardware import HardwareProfile
-from hrm.lanes import pass_costs
 from hrm.model import LayerKind, ModelSpec
+from hrm.pass_costs import pass_costs
 from hrm.policy import Policy
 from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates

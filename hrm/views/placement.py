@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from hrm.cost import operator_cost
 from hrm.dtypes import DType
-from hrm.estimate import operator_cost
 from hrm.hardware import HardwareProfile, Link
 from hrm.model import ModelSpec
 from hrm.operators import Operator

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hrm.hardware import HardwareProfile
-from hrm.lanes import pass_costs
 from hrm.model import ModelSpec
+from hrm.pass_costs import pass_costs
 from hrm.policy import Policy
 from hrm.policy_grid import PolicyGrid
 from hrm.rates import Rates

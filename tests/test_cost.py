@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from hrm import operators
 from hrm.ceilings import CeilingTable, Kernel
+from hrm.cost import add_costs, operator_cost
 from hrm.dtypes import DType
-from hrm.estimate import add_costs, operator_cost
 from hrm.rates import Rates
 from hrm.roofline import Bound, attainable
 from tests.machines import any_machines, any_models, level, machine, machines, model
