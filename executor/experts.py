@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from executor import native
-from executor.linear import is_native, linear, operand, suits_compiled
+from executor.linear import filled_up, is_native, linear, operand, suits_compiled
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
@@ -102,10 +102,11 @@ def apply_expert(  # noqa: PLR0913 (what the profiler times, kept flat)
     """Add an expert's output for some tokens of x [all tokens, hidden], times their shares, to `total`."""
     for rows, part in zip(torch.split(tokens, ROWS_AT_A_TIME), torch.split(shares, ROWS_AT_A_TIME), strict=True):
         with workspace.frame():
-            gathered = workspace.take((len(rows), x.shape[1]), x.dtype)
-            torch.index_select(x, 0, rows, out=gathered)
+            gathered = workspace.take((filled_up(len(rows), x, expert), x.shape[1]), x.dtype)
+            torch.index_select(x, 0, rows, out=gathered[: len(rows)])
+            gathered[len(rows) :].zero_()
             result = swiglu(gathered, expert, workspace, workspace.take(gathered.shape, x.dtype), form)
-            total.index_add_(0, rows, result.mul_(part))
+            total.index_add_(0, rows, result[: len(rows)].mul_(part))
 
 
 def weighted_sum(  # noqa: PLR0913 (the operands of one call)

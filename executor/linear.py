@@ -21,7 +21,7 @@ from executor import native
 from executor.workspace import Workspace
 from hrm.workspace import ROWS_AT_A_TIME, piece_rows
 
-__all__ = ["is_native", "linear", "operand", "suits_compiled", "widened_product"]
+__all__ = ["filled_up", "is_native", "linear", "operand", "suits_compiled", "widened_product"]
 
 NARROW_ROWS = 1
 """Rows up to which a narrow product without native support beats widening. On a Zen 3 core, bfloat16 weights
@@ -31,9 +31,9 @@ weights' bytes decide, above them the arithmetic."""
 
 _PROBE_SIDE = 192
 LIBRARY_ROWS = 256
-"""Rows of a narrow product that a library takes at a time. It compiles a kernel for each number of rows that it meets,
-in 0.4 to 0.8 ms, and keeps it for good: 300 numbers of rows by weights of 3072 x 768 and 768 x 1536 took 400 MB that no
-ledger counts. So rows are cut and filled up to one of 35 numbers, which costs such products 3 to 10 % of their time."""
+"""Rows of a narrow product that a library takes at a time. For each number of rows that it meets it compiles a kernel,
+in 0.5 ms, and keeps 0.6 MiB of it for good, which no ledger counts: 300 numbers by two weights are 350 MiB. So rows are
+cut, and filled up to one of 44 numbers."""
 FAR_FASTER = 2.0
 """How many times as fast as the compiled kernels a library's bfloat16 products must be to serve instead. With matrix
 units (AMX) they are; with dot products of vectors they are 1.1 times as fast for many rows, and slower for few."""
@@ -144,30 +144,44 @@ def _compiled(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: 
     return out
 
 
-def _by_library(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> torch.Tensor:
-    if weight.dtype == torch.float32 or weight.device.type != "cpu":
-        return torch.mm(x, weight.t(), out=out)
-    for part, result in zip(torch.split(x, LIBRARY_ROWS), torch.split(out, LIBRARY_ROWS), strict=True):
-        rows, filled_up = part.shape[0], _few_numbers(part.shape[0])
-        if rows == filled_up:
-            torch.mm(part, weight.t(), out=result)
-            continue
-        with workspace.frame():
-            operand = workspace.take((filled_up, x.shape[1]), x.dtype)
-            operand[:rows].copy_(part)
-            operand[rows:].zero_()
-            product = torch.mm(operand, weight.t(), out=workspace.take((filled_up, out.shape[1]), out.dtype))
-            result.copy_(product[:rows])
-    return out
+def filled_up(rows: int, x: torch.Tensor, weight: torch.Tensor) -> int:
+    """Say how many rows like those of x a product with `weight` is best given where `rows` count; the others are lost.
+
+    It is more than `rows` where a library multiplies, for the numbers of rows that it meets must be few.
+    """
+    narrow = x.dtype == weight.dtype != torch.float32 and weight.device.type == "cpu"
+    if not narrow or suits_compiled(weight):
+        return rows
+    whole, left = divmod(rows, LIBRARY_ROWS)
+    return whole * LIBRARY_ROWS + _few_numbers(left)
 
 
 def _few_numbers(rows: int) -> int:
-    """Round rows up to a power of two up to 8, beyond it to a multiple of 8.
+    """Round rows up to an even number beyond 8, a multiple of 4 beyond 16, and of 8 beyond 32.
 
-    >>> [_few_numbers(rows) for rows in (0, 1, 3, 8, 9, 250)]
-    [0, 1, 4, 8, 16, 256]
+    >>> [_few_numbers(rows) for rows in (0, 1, 7, 9, 17, 33, 250)]
+    [0, 1, 7, 10, 20, 40, 256]
     """
-    return -(-rows // 8) * 8 if rows > 8 else rows and 1 << (rows - 1).bit_length()
+    step = min(8, 1 << max(0, (rows - 1).bit_length() - 3))
+    return -(-rows // step) * step
+
+
+def _by_library(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> torch.Tensor:
+    if weight.dtype == torch.float32 or weight.device.type != "cpu":
+        return torch.mm(x, weight.t(), out=out)
+    for first in range(0, len(x), LIBRARY_ROWS):
+        part, result = x[first : first + LIBRARY_ROWS], out[first : first + LIBRARY_ROWS]
+        rows = _few_numbers(len(part))
+        if rows == len(part):
+            torch.mm(part, weight.t(), out=result)
+            continue
+        with workspace.frame():
+            operand = workspace.take((rows, x.shape[1]), x.dtype)
+            operand[: len(part)].copy_(part)
+            operand[len(part) :].zero_()
+            product = torch.mm(operand, weight.t(), out=workspace.take((rows, out.shape[1]), out.dtype))
+            result.copy_(product[: len(part)])
+    return out
 
 
 def widened_product(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> None:

@@ -97,7 +97,7 @@ def test_a_library_meets_few_numbers_of_rows_and_keeps_little(library):
     for rows in range(1, 700):
         linear(torch.ones(rows, 8).bfloat16(), weight, host_workspace(2**17))
 
-    assert len(set(library)) <= 35
+    assert len(set(library)) <= 44
     assert max(library) == linear_module.LIBRARY_ROWS
 
 
@@ -112,4 +112,4 @@ def test_the_head_of_a_large_model_has_room_for_any_number_of_sequences(library,
         hidden = torch.ones(sequences, shape[1]).bfloat16()
         next_logits(hidden, weights, model, host_workspace(int(workspace_bytes(model, sequences, sequences))))
 
-    assert set(library) == {1, 16, 24, 72}
+    assert set(library) == {1, 10, 20, 72}
