@@ -110,6 +110,7 @@ def show_plan(plan: Plan) -> None:
             "expert FFN on": policy.ffn_device,
             "experts resident per layer": f"{policy.resident_experts} of {plan.model.num_experts}",
             "experts computed on the CPU": policy.experts_on_cpu(plan.model),
+            **({"experts on disk": _on_disk(plan)} if policy.disk_experts else {}),
             "schedule": policy.schedule,
             "weights, experts, KV cache": ", ".join(
                 (policy.weight_dtype, policy.expert_dtype or policy.weight_dtype, policy.kv_dtype)
@@ -138,6 +139,16 @@ def show_plan(plan: Plan) -> None:
     interval = plan.prediction.interval
     if interval is not None:
         show_lines([f"80 % interval of the throughput: {interval.low:.3g} to {interval.high:.3g} tokens/s"])
+
+
+def _on_disk(plan: Plan) -> str:
+    from hrm.memory import disk_expert_bytes
+
+    policy, model = plan.policy, plan.model
+    read_bytes = sum(policy.disk_experts_of(model).values()) * disk_expert_bytes(policy, model)
+    fuller = f", one fewer in {policy.fuller_layers} of {model.num_moe_layers} layers" if policy.fuller_layers else ""
+    here = f"{policy.disk_experts} of {model.num_experts} per layer{fuller}"
+    return f"{here}; {format_bytes(read_bytes)} read in each pass"
 
 
 def _job(workload: Workload) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import pytest
 
@@ -64,6 +65,19 @@ def test_the_table_says_what_binds(solve):
     _, out, _ = solve(*JOB, "--no-simulate")
 
     assert "binding: prefill_gpu, decode_1_" in out
+
+
+def test_the_table_says_what_lies_on_disk_where_something_does(hrm):
+    on_cpu = ["--model", "olmoe-1b-7b", "--hardware", "epyc-zen5-vm-2-cores", "--num-sequences", "64", *JOB]
+    code, out, _ = hrm("solve", *on_cpu, "--ram-limit", "6GiB", "--no-simulate")
+    _, plain, _ = hrm("solve", *on_cpu, "--no-simulate")
+
+    assert code == 0
+    said = r"experts on disk +│ (\d+) of 64 per layer.*; ([\d.]+) GiB read in each pass"
+    ((on_disk, read),) = re.findall(said, out)
+    assert 0 < int(on_disk) < 64
+    assert float(read) < 16 * int(on_disk) * 3 * 2048 * 1024 * 2 / 2**30 * 1.001
+    assert "on disk" not in plain
 
 
 def test_infeasible_prints_a_document_and_one_line(solve):
