@@ -76,7 +76,7 @@ def main() -> None:
     if not checkpoint.exists():
         options.work.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            [sys.executable, "-m", "hrm", "checkpoint", "synth", checkpoint, *DIMENSIONS.split()], check=True
+            [sys.executable, "-P", "-m", "hrm", "checkpoint", "synth", checkpoint, *DIMENSIONS.split()], check=True
         )
     print(f"{'policy':24} {'host ledger':>11} {'peak':>10} {'of it':>6}   {'device ledger':>13} {'of it':>6}   beside")
     for name in POLICIES:

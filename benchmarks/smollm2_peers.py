@@ -128,7 +128,7 @@ class _Bench:
 
 
 def _hrm(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "hrm", *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "hrm", *map(str, arguments)], check=True)
 
 
 def _show(bench: _Bench, best: dict[str, int], options: argparse.Namespace) -> None:

@@ -109,7 +109,7 @@ def times(case: Case) -> Iterator[float]:
     yield least(lambda: solver.solve(problem))
     yield least(lambda: solver.solve(problem, method=solver.Method.MILP, simulate=False))
     model, machine, prompt_len, max_prompt_len, gen_len, _ = case
-    command = [sys.executable, "-m", "hrm", "solve", "--model", model, "--hardware", machine, "--json"]
+    command = [sys.executable, "-P", "-m", "hrm", "solve", "--model", model, "--hardware", machine, "--json"]
     command += ["--prompt-len", str(prompt_len), "--max-prompt-len", str(max_prompt_len), "--gen-len", str(gen_len)]
     yield least(lambda: subprocess.run([*command, "--no-simulate"], check=True, capture_output=True))
     yield least(lambda: subprocess.run(command, check=True, capture_output=True))

@@ -25,7 +25,7 @@ def main() -> int:
 
 def _run_s() -> float:
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "hrm", "--help"], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([sys.executable, "-P", "-m", "hrm", "--help"], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started
 
 

@@ -67,7 +67,7 @@ def _options() -> argparse.Namespace:
 
 
 def _hrm(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "hrm", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-P", "-m", "hrm", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
 def _profile(work: Path) -> HardwareProfile:

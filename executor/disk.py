@@ -14,7 +14,7 @@ import torch
 from executor import native
 from executor.direct import Reading, aligned_buffers, finish
 from executor.expert_file import open_expert_file
-from executor.experts import PLAIN, ExpertForm, add_compiled, assignments, feed_forward
+from executor.experts import PLAIN, ExpertForm, add_compiled, apply_expert, assignments
 from executor.linear import suits_compiled
 from executor.memory import torch_dtype
 from executor.norm import add_to
@@ -150,7 +150,7 @@ class DiskTasks:
             return
         for expert, weights in enumerate(experts, start=first):
             if (mine := self._assigned.get(expert)) is not None:
-                self._add_rows(normed, mine, weights, sums)
+                apply_expert(normed, *mine, weights, self.state.workspace, sums, self._form)
 
     def _find(self, shares: torch.Tensor, chosen: torch.Tensor, compiled: bool) -> None:
         """Work out, once a layer, who goes to which expert."""
@@ -158,18 +158,3 @@ class DiskTasks:
         if not compiled:
             found = assignments(shares, chosen, self.state.model.num_experts)
             self._assigned = {number: (rows, parts) for number, rows, parts in found}
-
-    def _add_rows(
-        self,
-        normed: torch.Tensor,
-        mine: tuple[torch.Tensor, torch.Tensor],
-        expert: torch.Tensor,
-        sums: torch.Tensor,
-    ) -> None:
-        """Add an expert's output for its tokens of `normed` [all tokens, hidden], times their shares, to `sums`."""
-        workspace, form = self.state.workspace, self._form
-        for rows, part in zip(*(torch.split(one, ROWS_AT_A_TIME) for one in mine), strict=True):
-            with workspace.frame():
-                gathered = workspace.take((len(rows), normed.shape[1]), normed.dtype)
-                torch.index_select(normed, 0, rows, out=gathered)
-                sums.index_add_(0, rows, feed_forward(gathered, expert, workspace, form).mul_(part))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from executor import native
-from executor.linear import filled_up, is_native, linear, operand, suits_compiled
+from executor.linear import filled_up, is_native, linear, operand, suits_compiled, with_zeros
 from executor.workspace import Workspace
 from hrm.model import ModelSpec
 from hrm.records import record
@@ -90,7 +90,7 @@ def swiglu(
     return result.add_(expert[-hidden:]) if form.biased else result
 
 
-def apply_expert(  # noqa: PLR0913 (what the profiler times, kept flat)
+def apply_expert(  # noqa: PLR0913 (the operands of one expert)
     x: torch.Tensor,
     tokens: torch.Tensor,
     shares: torch.Tensor,
@@ -105,7 +105,8 @@ def apply_expert(  # noqa: PLR0913 (what the profiler times, kept flat)
             gathered = workspace.take((filled_up(len(rows), x, expert), x.shape[1]), x.dtype)
             torch.index_select(x, 0, rows, out=gathered[: len(rows)])
             gathered[len(rows) :].zero_()
-            result = swiglu(gathered, expert, workspace, workspace.take(gathered.shape, x.dtype), form)
+            wide = operand(gathered, expert, workspace)
+            result = swiglu(wide, expert, workspace, workspace.take(wide.shape, wide.dtype), form)
             total.index_add_(0, rows, result[: len(rows)].mul_(part))
 
 
@@ -154,8 +155,9 @@ def feed_forward(x: torch.Tensor, ffn: torch.Tensor, workspace: Workspace, form:
         add_compiled(native.Experts(x, chosen, shares, [ffn], 0), total, workspace, adds=False)
         return total
     wide = operand(x, ffn, workspace)
-    total = workspace.take(x.shape, wide.dtype)
+    wide = with_zeros(wide, filled_up(len(wide), wide, ffn), workspace)
+    total = workspace.take(wide.shape, wide.dtype)
     for part, result in zip(torch.split(wide, ROWS_AT_A_TIME), torch.split(total, ROWS_AT_A_TIME), strict=True):
         with workspace.frame():
             swiglu(part, ffn, workspace, result, form)
-    return total
+    return total[: len(x)]

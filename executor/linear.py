@@ -21,7 +21,7 @@ from executor import native
 from executor.workspace import Workspace
 from hrm.workspace import ROWS_AT_A_TIME, piece_rows
 
-__all__ = ["filled_up", "is_native", "linear", "operand", "suits_compiled", "widened_product"]
+__all__ = ["filled_up", "is_native", "linear", "operand", "suits_compiled", "widened_product", "with_zeros"]
 
 NARROW_ROWS = 1
 """Rows up to which a narrow product without native support beats widening. On a Zen 3 core, bfloat16 weights
@@ -149,11 +149,14 @@ def filled_up(rows: int, x: torch.Tensor, weight: torch.Tensor) -> int:
 
     It is more than `rows` where a library multiplies, for the numbers of rows that it meets must be few.
     """
-    narrow = x.dtype == weight.dtype != torch.float32 and weight.device.type == "cpu"
-    if not narrow or suits_compiled(weight):
+    if x.dtype != weight.dtype or not _is_compiled_for_rows(weight) or suits_compiled(weight):
         return rows
-    whole, left = divmod(rows, LIBRARY_ROWS)
-    return whole * LIBRARY_ROWS + _few_numbers(left)
+    return _few_numbers(rows) if is_native(weight.dtype, weight.device.type) else rows
+
+
+def _is_compiled_for_rows(weight: torch.Tensor) -> bool:
+    """Whether a library that multiplies with such a weight compiles a kernel for each number of rows."""
+    return weight.dtype != torch.float32 and weight.device.type == "cpu"
 
 
 def _few_numbers(rows: int) -> int:
@@ -167,21 +170,27 @@ def _few_numbers(rows: int) -> int:
 
 
 def _by_library(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> torch.Tensor:
-    if weight.dtype == torch.float32 or weight.device.type != "cpu":
+    if not _is_compiled_for_rows(weight):
         return torch.mm(x, weight.t(), out=out)
-    for first in range(0, len(x), LIBRARY_ROWS):
-        part, result = x[first : first + LIBRARY_ROWS], out[first : first + LIBRARY_ROWS]
-        rows = _few_numbers(len(part))
-        if rows == len(part):
+    for part, result in zip(torch.split(x, LIBRARY_ROWS), torch.split(out, LIBRARY_ROWS), strict=True):
+        if len(part) == _few_numbers(len(part)):
             torch.mm(part, weight.t(), out=result)
             continue
         with workspace.frame():
-            operand = workspace.take((rows, x.shape[1]), x.dtype)
-            operand[: len(part)].copy_(part)
-            operand[len(part) :].zero_()
-            product = torch.mm(operand, weight.t(), out=workspace.take((rows, out.shape[1]), out.dtype))
-            result.copy_(product[: len(part)])
+            filled = with_zeros(part, _few_numbers(len(part)), workspace)
+            product = workspace.take((len(filled), out.shape[1]), out.dtype)
+            result.copy_(torch.mm(filled, weight.t(), out=product)[: len(part)])
     return out
+
+
+def with_zeros(x: torch.Tensor, rows: int, workspace: Workspace) -> torch.Tensor:
+    """Return x with rows of zeros behind its own, `rows` in all: itself where it has so many, else in the workspace."""
+    if len(x) == rows:
+        return x
+    filled = workspace.take((rows, x.shape[1]), x.dtype)
+    filled[: len(x)].copy_(x)
+    filled[len(x) :].zero_()
+    return filled
 
 
 def widened_product(x: torch.Tensor, weight: torch.Tensor, workspace: Workspace, out: torch.Tensor) -> None:

@@ -44,7 +44,11 @@ def piece_rows(outputs: int, inputs: int) -> int:
 
 
 def linear_workspace_bytes(rows: Reals, inputs: int, outputs: int) -> Reals:
-    """Bound the workspace that a product of `rows` x `inputs` by a weight takes beside its operand and result."""
+    """Bound the workspace that a product of `rows` x `inputs` by a weight takes beside its operand and result.
+
+    Rows that are filled up for a library (`executor.linear`) are narrow: they take what narrow operands leave of this,
+    and of the piece at most 14 bytes an output, up to 290,000 of them.
+    """
     rows = np.minimum(rows, ROWS_AT_A_TIME)
     piece = piece_rows(outputs, inputs) * inputs
     return _FLOAT32_BYTES * (rows * (inputs + outputs) + piece) + rows * _PACKING_BYTES + 4 * _ALIGNMENT_BYTES

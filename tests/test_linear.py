@@ -6,11 +6,17 @@ import torch
 from executor import linear as linear_module
 from executor import native
 from executor.decoder import ModelWeights, next_logits
+from executor.experts import PLAIN, ExpertForm, apply_expert, feed_forward, weighted_sum
 from executor.linear import linear, operand, suits_compiled
 from executor.workspace import host_workspace
 from hrm import workspace as workspace_module
 from hrm.model_config import load_model
-from hrm.workspace import linear_workspace_bytes, workspace_bytes
+from hrm.workspace import (
+    experts_workspace_bytes,
+    gathered_expert_workspace_bytes,
+    linear_workspace_bytes,
+    workspace_bytes,
+)
 
 
 @pytest.fixture
@@ -99,6 +105,26 @@ def test_a_library_meets_few_numbers_of_rows_and_keeps_little(library):
 
     assert len(set(library)) <= 44
     assert max(library) == linear_module.LIBRARY_ROWS
+
+
+@pytest.mark.parametrize("form", [PLAIN, ExpertForm(biased=True, limit=7.0)])
+@pytest.mark.parametrize(("tokens", "met"), [(1, {1}), (9, {10}), (17, {20}), (33, {40}), (257, {256, 8})])
+def test_experts_meet_few_numbers_too_and_what_fills_them_up_is_lost(library, tokens, met, form):
+    torch.manual_seed(tokens)
+    x, shares, chosen = torch.randn(tokens, 40).bfloat16(), torch.ones(tokens, 1), torch.zeros(tokens, 1).long()
+    expert = torch.randn(3 * 40 * 24 + form.biased * (2 * 24 + 40)).mul_(0.2).bfloat16()
+    room = int(experts_workspace_bytes(tokens, 40, 24, 1, 1))
+    gathered = int(gathered_expert_workspace_bytes(tokens, 40, 24, 1))
+
+    routed = weighted_sum(x, shares, chosen, [expert], 0, host_workspace(room), form)
+    shared = feed_forward(x, expert, host_workspace(room), form)
+    total = torch.zeros(tokens, 40, dtype=torch.bfloat16)
+    apply_expert(x, torch.arange(tokens), shares, expert, host_workspace(gathered), total, form)
+
+    assert set(library) == met
+    wide = feed_forward(x.float(), expert.float(), host_workspace(4 * room), form)
+    for found in (routed, shared, total):
+        torch.testing.assert_close(found.float(), wide, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-20b", "llama-4-scout"])
