@@ -20,7 +20,7 @@ from hrm.dtypes import DType
 from hrm.errors import InfeasibleError
 from hrm.files import from_plain, to_plain
 from hrm.hardware import HardwareProfile, Level, Link, Measurement, Rate, load_profile
-from hrm.memory import disk_expert_bytes
+from hrm.memory import disk_expert_bytes, disk_read_bytes
 from hrm.model import ModelSpec
 from hrm.model_config import load_model
 from hrm.plan import Plan
@@ -158,7 +158,7 @@ class Bench:
         policy = from_plain(Policy, row["policy"], where="policy")
         hardware = _with_disk(self.profile, row["disk_bytes_per_s"])
         made = predict(policy, self.model, hardware, _workload_of(row))
-        read_bytes = sum(policy.disk_experts_of(self.model).values()) * disk_expert_bytes(policy, self.model)
+        read_bytes = disk_read_bytes(policy, self.model)
         return {"task_s": to_plain(made.task_s), "reading_s": read_bytes / row["disk_bytes_per_s"]} | {
             str(fidelity): {
                 "tokens_per_s": times.throughput_tokens_per_s,

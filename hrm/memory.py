@@ -26,6 +26,7 @@ __all__ = [
     "Ledger",
     "demand",
     "disk_expert_bytes",
+    "disk_read_bytes",
     "ledger",
     "page_bytes",
     "streamed_layer_bytes",
@@ -86,6 +87,11 @@ def disk_expert_bytes(choices: Policy, model: ModelSpec) -> int:
     dtype = choices.expert_dtype or choices.weight_dtype
     weights = model.expert_parameters * dtype.bytes_per_element
     return math.ceil(weights / DISK_BLOCK_BYTES) * DISK_BLOCK_BYTES
+
+
+def disk_read_bytes(policy: Policy, model: ModelSpec) -> int:
+    """Bytes that a pass reads from disk: of every layer the experts that lie there, each once."""
+    return sum(policy.disk_experts_of(model).values()) * disk_expert_bytes(policy, model)
 
 
 def ledger(policy: Policy, model: ModelSpec, workload: Workload) -> Ledger:

@@ -142,13 +142,12 @@ def show_plan(plan: Plan) -> None:
 
 
 def _on_disk(plan: Plan) -> str:
-    from hrm.memory import disk_expert_bytes
+    from hrm.memory import disk_read_bytes
 
     policy, model = plan.policy, plan.model
-    read_bytes = sum(policy.disk_experts_of(model).values()) * disk_expert_bytes(policy, model)
     fuller = f", one fewer in {policy.fuller_layers} of {model.num_moe_layers} layers" if policy.fuller_layers else ""
     here = f"{policy.disk_experts} of {model.num_experts} per layer{fuller}"
-    return f"{here}; {format_bytes(read_bytes)} read in each pass"
+    return f"{here}; {format_bytes(disk_read_bytes(policy, model))} read in each pass"
 
 
 def _job(workload: Workload) -> str:
